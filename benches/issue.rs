@@ -1,0 +1,2 @@
+//! Measures issuing.
+fn main() {}

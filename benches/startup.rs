@@ -1,0 +1,2 @@
+//! Measures starting.
+fn main() {}

@@ -1,0 +1,173 @@
+//! Rows of refusals: written asynchronously, and bounded, so that nobody fills the audit by being refused.
+//!
+//! Ten a second for one caller have rows of their own; the rest of that second becomes one summary row. Callers beyond
+//! [`MOST_CALLERS`] share one bucket. What is refused while sealed is kept, bounded, and written at the next unseal. A
+//! peer without an identity never gets here.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use super::error::BrokerError;
+use super::{Broker, Caller, Phase};
+use crate::domain::audit::{AuditEvent, Outcome};
+use crate::id::{DecisionId, Revision};
+
+/// Rows of one caller in one second.
+const MOST_ROWS: u32 = 10;
+
+/// Callers that are told apart.
+const MOST_CALLERS: usize = 10_000;
+
+/// Events kept while sealed; beyond them only a number.
+const MOST_KEPT: usize = 1000;
+
+/// What is known of recent refusals.
+#[derive(Debug, Default)]
+pub(super) struct Denials(Mutex<Recent>);
+
+#[derive(Debug, Default)]
+struct Recent {
+    second: i64,
+    callers: HashMap<String, Bucket>,
+    while_sealed: VecDeque<AuditEvent>,
+    dropped_while_sealed: u64,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    rows: u32,
+    /// The newest refusal that has no row, and how many there are.
+    summarised: Option<(AuditEvent, u64)>,
+}
+
+impl Recent {
+    /// Answers the rows to write now: this one, or the summaries of a second that is over.
+    fn take(&mut self, event: AuditEvent) -> Vec<AuditEvent> {
+        let mut out = self.roll(event.at.seconds());
+        let known = self.callers.contains_key(&event.caller);
+        let name =
+            if known || self.callers.len() < MOST_CALLERS { event.caller.clone() } else { "(others)".to_owned() };
+        let bucket = self.callers.entry(name).or_insert(Bucket { rows: 0, summarised: None });
+        if bucket.rows < MOST_ROWS {
+            bucket.rows = bucket.rows.saturating_add(1);
+            out.push(event);
+        } else {
+            let count = bucket.summarised.as_ref().map_or(0, |(_, count)| *count).saturating_add(1);
+            bucket.summarised = Some((event, count));
+        }
+        out
+    }
+
+    fn roll(&mut self, second: i64) -> Vec<AuditEvent> {
+        if second == self.second {
+            return Vec::new();
+        }
+        self.second = second;
+        let summaries = self.callers.drain().filter_map(|(_, bucket)| bucket.summarised);
+        summaries
+            .map(|(event, count)| AuditEvent {
+                detail: format!("{count} more refusals within the second, the last of them: {}", event.detail),
+                ..event
+            })
+            .collect()
+    }
+}
+
+impl Broker {
+    /// Records a refusal of an authenticated caller.
+    pub(super) fn record_denial(&self, event: AuditEvent) {
+        self.parts.metrics.denials.with_label_values(&[&event.reason]).inc();
+        let rows = self.recent(|recent| recent.take(event));
+        self.write_denials(rows);
+    }
+
+    /// Records that an authenticated caller was refused an RPC.
+    pub fn record_refused_rpc(&self, caller: &Caller, method: &str, error: &BrokerError) {
+        let Ok(decision_id) = self.decision_id() else { return };
+        match &*self.phase() {
+            Phase::Open(open) => {
+                let revision = open.state().head().revision;
+                self.record_denial(self.refusal(caller, method, error, &decision_id, revision));
+            }
+            _ => self.remember_while_sealed(caller, method, error, &decision_id),
+        }
+    }
+
+    /// Keeps what happens while sealed for the audit of the next unseal.
+    pub(super) fn remember_while_sealed(&self, caller: &Caller, method: &str, error: &BrokerError, id: &DecisionId) {
+        tracing::info!(caller = %caller.client, method, reason = error.reason(), "refused while not serving");
+        self.parts.metrics.denials.with_label_values(&[error.reason()]).inc();
+        let event = self.refusal(caller, method, error, id, Revision::default());
+        self.recent(|recent| {
+            if recent.while_sealed.len() < MOST_KEPT {
+                recent.while_sealed.push_back(event);
+            } else {
+                recent.dropped_while_sealed = recent.dropped_while_sealed.saturating_add(1);
+            }
+        });
+    }
+
+    /// Writes what happened while sealed; called once the vault is open.
+    pub(super) fn write_remembered(&self) {
+        let (mut events, dropped) = self.recent(|recent| {
+            (std::mem::take(&mut recent.while_sealed), std::mem::take(&mut recent.dropped_while_sealed))
+        });
+        if let Some(last) = events.back_mut().filter(|_| dropped > 0) {
+            last.detail = format!("{}; and {dropped} more requests while sealed", last.detail);
+        }
+        self.write_denials(events.into());
+    }
+
+    /// Writes summaries of seconds that are over; called every second.
+    pub fn flush_denials(&self) {
+        let now = self.parts.clock.now().seconds();
+        let rows = self.recent(|recent| recent.roll(now));
+        self.write_denials(rows);
+    }
+
+    /// Writes all summaries, also that of the present second; called when stopping.
+    pub(super) fn flush_all_denials(&self) {
+        let rows = self.recent(|recent| recent.roll(i64::MIN));
+        self.write_denials(rows);
+    }
+
+    fn write_denials(&self, rows: Vec<AuditEvent>) {
+        let Phase::Open(open) = &*self.phase() else { return };
+        for row in rows {
+            if !open.ledger.refuse(row) {
+                self.parts.metrics.denials_summarised.inc();
+            }
+        }
+    }
+
+    fn refusal(
+        &self,
+        caller: &Caller,
+        method: &str,
+        error: &BrokerError,
+        decision_id: &DecisionId,
+        revision: Revision,
+    ) -> AuditEvent {
+        AuditEvent {
+            at: self.parts.clock.now(),
+            event: method.to_owned(),
+            outcome: Outcome::Denied,
+            reason: error.reason().to_owned(),
+            decision_id: decision_id.to_string(),
+            caller: caller.client.to_string(),
+            identity: caller.identity.clone(),
+            detail: String::new(),
+            policy: None,
+            key_id: None,
+            app_group: None,
+            role: None,
+            scope: None,
+            token: None,
+            revision,
+        }
+    }
+
+    fn recent<T>(&self, use_it: impl FnOnce(&mut Recent) -> T) -> T {
+        use_it(&mut self.denials.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,198 @@
+//! Everything that can go wrong in a use case, each with one stable reason.
+
+use crate::domain::decide::Denial;
+use crate::domain::document::Violation;
+use crate::domain::operator::Power;
+use crate::id::{DecisionId, KeyId};
+use crate::store::StoreError;
+use crate::vault::p8::P8Error;
+use crate::vault::unseal::{ShareError, SplitError};
+
+/// Why a use case did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// There is no vault yet.
+    #[error("there is no vault yet; run `p8broker operator init`")]
+    NotInitialised,
+    /// There is a vault already.
+    #[error("the vault is initialised already; nothing was changed")]
+    AlreadyInitialised,
+    /// The vault is sealed.
+    #[error("the vault is sealed: {why}")]
+    Sealed {
+        /// Why, and what to do.
+        why: String,
+    },
+    /// The database is not what this broker wrote.
+    #[error("the broker refuses to serve: {why}")]
+    Refusing {
+        /// What was found.
+        why: String,
+    },
+    /// Policy refused a token.
+    #[error("{}", .denial.reason.safe_message())]
+    Denied {
+        /// Why.
+        denial: Denial,
+        /// What an operator can look up.
+        decision_id: DecisionId,
+    },
+    /// The caller lacks the power.
+    #[error("this takes an operator with the power `{}`", .0.as_str())]
+    LacksPower(Power),
+    /// The caller's power is confined to other app groups.
+    #[error("this operator may not author policies for the app group `{0}`")]
+    OutsideAppGroup(String),
+    /// Fields of the request are wrong; all of them.
+    #[error("{} of the request can't be accepted", count(.0.len()))]
+    Invalid(Vec<Violation>),
+    /// There is nothing of this name.
+    #[error("there is no {kind} `{name}`")]
+    NotFound {
+        /// What was asked for.
+        kind: &'static str,
+        /// Under which name.
+        name: String,
+    },
+    /// The key can't be read as a `.p8`.
+    #[error("{0}")]
+    BadP8(P8Error),
+    /// The Key ID was imported before.
+    #[error("key `{id}` was imported before (it is {state}); a Key ID is imported once and never again")]
+    KeyExists {
+        /// Apple's name for it.
+        id: KeyId,
+        /// Its state.
+        state: String,
+    },
+    /// The same key is there under another name.
+    #[error("this key material is already in the vault as key `{id}`; check the Key ID")]
+    SameMaterial {
+        /// The name it is known by.
+        id: KeyId,
+    },
+    /// Apple allows no more keys.
+    #[error(
+        "account `{account}` has {count} team keys that Apple may still count, and Apple allows {}; revoke one at Apple, then run `p8broker key confirm-revoked-at-apple`",
+        crate::domain::apple::MOST_KEYS_PER_ACCOUNT
+    )]
+    TooManyKeys {
+        /// The account.
+        account: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// The user has an individual key.
+    #[error("user `{user}` has the individual key `{id}`, and Apple allows one at a time; revoke it first")]
+    UserHasKey {
+        /// The user.
+        user: String,
+        /// The key.
+        id: KeyId,
+    },
+    /// The key is in a state in which this can't be done.
+    #[error("key `{id}` is {state}: {why}")]
+    KeyState {
+        /// The key.
+        id: KeyId,
+        /// Its state.
+        state: String,
+        /// Why that is in the way.
+        why: &'static str,
+    },
+    /// A key is never reinstated.
+    #[error("a revoked key is never reinstated; import a new one")]
+    KeyIsGone,
+    /// The revocation to lift does not stand.
+    #[error("`{0}` is not revoked")]
+    NotRevoked(String),
+    /// A share was not taken.
+    #[error("{error}; {given} of {threshold} shares are given")]
+    Share {
+        /// What is wrong with it.
+        error: ShareError,
+        /// How many were taken so far.
+        given: u32,
+        /// How many it takes.
+        threshold: u32,
+    },
+    /// The numbers of shares make no sense.
+    #[error(transparent)]
+    Split(SplitError),
+    /// The key file does not fit, or can't be read.
+    #[error("{0}")]
+    KeyFile(String),
+    /// The vault is unsealed in another way.
+    #[error("{0}")]
+    WrongMethod(&'static str),
+    /// No rekey waits for confirmation.
+    #[error("no rekey waits for confirmation on this replica; start with `p8broker operator rekey`")]
+    NoRekey,
+    /// The control plane moved too often.
+    #[error("the control plane is changing too fast; try again")]
+    Contended,
+    /// The database is away.
+    #[error("the broker can't write down what it does, so it does nothing; try again")]
+    Unavailable(#[source] StoreError),
+    /// A mistake of ours.
+    #[error("internal error; the broker's log has the details")]
+    Internal(String),
+}
+
+impl BrokerError {
+    /// The stable constant: `ErrorInfo.reason`, metrics label and audit column.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotInitialised => "NOT_INITIALISED",
+            Self::AlreadyInitialised => "ALREADY_INITIALISED",
+            Self::Sealed { .. } => "SEALED",
+            Self::Refusing { .. } => "REFUSING_TO_SERVE",
+            Self::Denied { denial, .. } => denial.reason.as_str(),
+            Self::LacksPower(_) => "POWER_MISSING",
+            Self::OutsideAppGroup(_) => "OUTSIDE_APP_GROUP",
+            Self::Invalid(_) => "INVALID_ARGUMENT",
+            Self::NotFound { .. } => "NOT_FOUND",
+            Self::BadP8(_) => "BAD_P8",
+            Self::KeyExists { .. } => "KEY_EXISTS",
+            Self::SameMaterial { .. } => "KEY_MATERIAL_EXISTS",
+            Self::TooManyKeys { .. } => "TOO_MANY_KEYS",
+            Self::UserHasKey { .. } => "USER_HAS_KEY",
+            Self::KeyState { .. } => "KEY_STATE",
+            Self::KeyIsGone => "KEY_IS_GONE",
+            Self::NotRevoked(_) => "NOT_REVOKED",
+            Self::Share { .. } => "BAD_SHARE",
+            Self::Split(_) => "BAD_SHARE_NUMBERS",
+            Self::KeyFile(_) => "BAD_KEY_FILE",
+            Self::WrongMethod(_) => "WRONG_UNSEAL_METHOD",
+            Self::NoRekey => "NO_REKEY",
+            Self::Contended => "CONTENDED",
+            Self::Unavailable(_) => "AUDIT_UNAVAILABLE",
+            Self::Internal(_) => "INTERNAL",
+        }
+    }
+
+    /// One wrong field.
+    pub fn invalid(path: &str, message: impl Into<String>) -> Self {
+        Self::Invalid(vec![Violation { path: path.to_owned(), message: message.into() }])
+    }
+}
+
+impl From<StoreError> for BrokerError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::AlreadyInitialised => Self::AlreadyInitialised,
+            StoreError::Corrupt(why) => Self::Refusing { why },
+            StoreError::Unavailable(_) | StoreError::Locked(_) => Self::Unavailable(error),
+        }
+    }
+}
+
+impl From<crate::vault::VaultError> for BrokerError {
+    fn from(error: crate::vault::VaultError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+fn count(fields: usize) -> String {
+    if fields == 1 { "1 field".to_owned() } else { format!("{fields} fields") }
+}

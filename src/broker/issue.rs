@@ -1,0 +1,301 @@
+//! Issues a token: decide, sign or reuse, write down, answer.
+//!
+//! Steps: (1) decide on the state in memory; (2) take the cached token where it fits, else sign; (3) commit the audit row
+//! at the head that was decided on; where the head has moved, go back to (1); (4) answer. The order is what P4 and P5
+//! rest on: a token exists in memory before its row does, and leaves only after.
+//!
+//! # Invariants
+//! - P4: the answer is built after the row is durable.
+//! - P5: the row is durable only at the head of the decision, so a token is listed in a revoke or decided after it.
+//! - `INV-ISSUE-1`: a token is reused only for the same caller, policy, key, group, scope and asked lifetime, before half
+//!   its life, within what this decision grants, and where nothing it was issued under was revoked since.
+
+use std::sync::Arc;
+
+use moka::sync::Cache;
+use tokio::sync::Mutex;
+
+use super::error::BrokerError;
+use super::ledger::Committed;
+use super::{Broker, Caller, OpenVault};
+use crate::clock::{Stopwatch, UnixMillis};
+use crate::domain::audit::{AuditEvent, AuditedToken, Outcome};
+use crate::domain::decide::{Denial, Permit, TokenRequest, decide};
+use crate::domain::state::State;
+use crate::domain::target::Target;
+use crate::id::{AppGroupName, ClientId, DecisionId, Head, KeyId, PolicyName, Revision};
+use crate::signer::SignedToken;
+
+/// A token whose row lost the head this often answers that the control plane is contended.
+const MOST_TRIES: u32 = 5;
+
+/// Most tokens kept for reuse; beyond it the least used are signed anew.
+const MOST_CACHED: u64 = 10_000;
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenAsk {
+    /// What policy decides.
+    pub request: TokenRequest,
+    /// Whether a new token is wanted where an earlier one would do.
+    pub fresh: bool,
+}
+
+/// A token that may leave.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// The token, with what it was signed under.
+    pub token: Arc<SignedToken>,
+    /// The revision it was decided at, this time.
+    pub revision: Revision,
+    /// What an operator can look up.
+    pub decision_id: DecisionId,
+    /// When it was decided, this time.
+    pub decided_at: UnixMillis,
+    /// Whether it was handed out before.
+    pub reused: bool,
+}
+
+/// Tokens kept for reuse.
+#[derive(Debug)]
+pub(super) struct Tokens(Cache<Slot, Arc<Mutex<Option<Cached>>>>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Slot {
+    client: ClientId,
+    policy: PolicyName,
+    key: KeyId,
+    group: AppGroupName,
+    scope: String,
+    ttl_s: Option<i64>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    token: Arc<SignedToken>,
+    /// The revision that its row was committed at.
+    revision: Revision,
+}
+
+impl Default for Tokens {
+    fn default() -> Self {
+        Self(Cache::new(MOST_CACHED))
+    }
+}
+
+impl Cached {
+    /// INVARIANT (INV-ISSUE-1), as far as the slot does not hold it already.
+    fn fits(&self, permit: &Permit, state: &State, client: &ClientId) -> bool {
+        let issued = self.token.permit();
+        let (now, end) = (permit.decided_at().seconds(), issued.expires_at());
+        let age = now.saturating_sub(issued.decided_at().seconds());
+        let life = end.saturating_sub(issued.decided_at().seconds());
+        let under = [
+            Target::Client(client.clone()),
+            Target::Policy(issued.policy().name.clone()),
+            Target::AppGroup(issued.app_group().name.clone()),
+            Target::Key(issued.key().id.clone()),
+        ];
+        age.saturating_mul(2) < life && end <= permit.expires_at() && !state.revoked_since(self.revision, &under)
+    }
+}
+
+impl Broker {
+    /// Issues a token.
+    ///
+    /// # Errors
+    /// With the denial, or with what is in the way.
+    pub async fn issue(&self, caller: &Caller, ask: TokenAsk) -> Result<Issued, BrokerError> {
+        let decision_id = self.decision_id()?;
+        let open = match self.open() {
+            Ok(open) => open,
+            Err(error) => {
+                self.remember_while_sealed(caller, "IssueToken", &error, &decision_id);
+                return Err(error);
+            }
+        };
+        for _ in 0..MOST_TRIES {
+            let state = open.state();
+            let watch = Stopwatch::start();
+            let decision = decide(&ask.request, &state, self.parts.clock.now());
+            self.observe("decide", watch);
+            let permit = match decision {
+                Ok(permit) => permit,
+                Err(denial) => return Err(self.deny(caller, &ask, denial, decision_id)),
+            };
+            let issued = if ask.fresh {
+                let slot = self.slot(&open, caller, &ask, &permit);
+                let issued = self.sign_and_commit(&open, caller, &ask, permit, &decision_id).await?;
+                if let Some(issued) = &issued {
+                    *slot.lock().await = Some(Cached { token: Arc::clone(&issued.token), revision: issued.revision });
+                }
+                issued
+            } else {
+                self.reuse_or_sign(&open, caller, &ask, permit, &state, &decision_id).await?
+            };
+            if let Some(issued) = issued {
+                let outcome = if issued.reused { Outcome::Reused } else { Outcome::Signed };
+                self.parts.metrics.tokens.with_label_values(&[outcome.as_str()]).inc();
+                return Ok(issued);
+            }
+            self.parts.metrics.fence_retries.inc();
+        }
+        Err(BrokerError::Contended)
+    }
+
+    fn slot(&self, open: &OpenVault, caller: &Caller, ask: &TokenAsk, permit: &Permit) -> Arc<Mutex<Option<Cached>>> {
+        let slot = Slot {
+            client: caller.client.clone(),
+            policy: permit.policy().name.clone(),
+            key: permit.key().id.clone(),
+            group: permit.app_group().name.clone(),
+            scope: scope_text(permit),
+            ttl_s: ask.request.ttl_s,
+        };
+        open.tokens.0.get_with(slot, Arc::default)
+    }
+
+    /// Waits where another request for the same token is just signing it, so that first requests that come together
+    /// sign once.
+    async fn reuse_or_sign(
+        &self,
+        open: &OpenVault,
+        caller: &Caller,
+        ask: &TokenAsk,
+        permit: Permit,
+        state: &State,
+        decision_id: &DecisionId,
+    ) -> Result<Option<Issued>, BrokerError> {
+        let slot = self.slot(open, caller, ask, &permit);
+        let mut cached = slot.lock().await;
+        if let Some(earlier) = cached.as_ref().filter(|earlier| earlier.fits(&permit, state, &caller.client)) {
+            let token = Arc::clone(&earlier.token);
+            drop(cached);
+            let event = event(caller, ask, &permit, &token, Outcome::Reused, decision_id);
+            return self.commit(open, event, permit.head(), permit.decided_at(), token, true, decision_id).await;
+        }
+        let issued = self.sign_and_commit(open, caller, ask, permit, decision_id).await?;
+        if let Some(issued) = &issued {
+            *cached = Some(Cached { token: Arc::clone(&issued.token), revision: issued.revision });
+        }
+        Ok(issued)
+    }
+
+    async fn sign_and_commit(
+        &self,
+        open: &OpenVault,
+        caller: &Caller,
+        ask: &TokenAsk,
+        permit: Permit,
+        decision_id: &DecisionId,
+    ) -> Result<Option<Issued>, BrokerError> {
+        // A key that was destroyed since the decision: the head has moved, so decide again.
+        let Some(key) = open.vault.signing_key(&permit.key().id) else { return Ok(None) };
+        let (head, decided_at) = (permit.head(), permit.decided_at());
+        let watch = Stopwatch::start();
+        let token = key.sign(permit).map_err(|error| BrokerError::Internal(error.to_string()))?;
+        self.observe("sign", watch);
+        let event = event(caller, ask, token.permit(), &token, Outcome::Signed, decision_id);
+        self.commit(open, event, head, decided_at, Arc::new(token), false, decision_id).await
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a row and an answer consist of, from two callers")]
+    async fn commit(
+        &self,
+        open: &OpenVault,
+        event: AuditEvent,
+        head: Head,
+        decided_at: UnixMillis,
+        token: Arc<SignedToken>,
+        reused: bool,
+        decision_id: &DecisionId,
+    ) -> Result<Option<Issued>, BrokerError> {
+        let watch = Stopwatch::start();
+        let committed = open.ledger.commit(event, head).await;
+        self.observe("commit", watch);
+        match committed {
+            // INVARIANT (P4): the token is let go here, and nowhere else.
+            Committed::Yes => Ok(Some(Issued {
+                token,
+                revision: head.revision,
+                decision_id: decision_id.clone(),
+                decided_at,
+                reused,
+            })),
+            Committed::HeadMoved => Ok(None),
+            Committed::Unavailable => Err(BrokerError::Unavailable(crate::store::StoreError::Unavailable(
+                "the audit row was not written".to_owned(),
+            ))),
+        }
+    }
+
+    fn deny(&self, caller: &Caller, ask: &TokenAsk, denial: Denial, decision_id: DecisionId) -> BrokerError {
+        let request = &ask.request;
+        let event = AuditEvent {
+            at: self.parts.clock.now(),
+            event: "IssueToken".to_owned(),
+            outcome: Outcome::Denied,
+            reason: denial.reason.as_str().to_owned(),
+            decision_id: decision_id.to_string(),
+            caller: caller.client.to_string(),
+            identity: caller.identity.clone(),
+            detail: asked(ask),
+            policy: denial.policy.as_ref().map(ToString::to_string),
+            key_id: None,
+            app_group: Some(request.app_group.to_string()),
+            role: Some(request.role.to_string()),
+            scope: None,
+            token: None,
+            revision: denial.head.revision,
+        };
+        self.record_denial(event);
+        BrokerError::Denied { denial, decision_id }
+    }
+
+    fn observe(&self, step: &str, watch: Stopwatch) {
+        self.parts.metrics.issue_seconds.with_label_values(&[step]).observe(watch.seconds());
+    }
+}
+
+fn event(
+    caller: &Caller,
+    ask: &TokenAsk,
+    permit: &Permit,
+    token: &SignedToken,
+    outcome: Outcome,
+    decision_id: &DecisionId,
+) -> AuditEvent {
+    let signed = token.permit();
+    AuditEvent {
+        at: permit.decided_at(),
+        event: "IssueToken".to_owned(),
+        outcome,
+        reason: "OK".to_owned(),
+        decision_id: decision_id.to_string(),
+        caller: caller.client.to_string(),
+        identity: caller.identity.clone(),
+        detail: asked(ask),
+        policy: Some(permit.policy().name.to_string()),
+        key_id: Some(permit.key().id.to_string()),
+        app_group: Some(permit.app_group().name.to_string()),
+        role: Some(ask.request.role.to_string()),
+        scope: Some(scope_text(permit)).filter(|scope| !scope.is_empty()),
+        token: Some(AuditedToken {
+            id: token.id().clone(),
+            issued_at: signed.decided_at().seconds(),
+            expires_at: signed.expires_at(),
+        }),
+        revision: permit.head().revision,
+    }
+}
+
+/// What was asked beside app group, role and scope, which have columns of their own; a refused scope stands here.
+fn asked(ask: &TokenAsk) -> String {
+    let ttl = ask.request.ttl_s.map_or_else(|| "default".to_owned(), |ttl| format!("{ttl}s"));
+    let fresh = if ask.fresh { ", fresh" } else { "" };
+    format!("ttl {ttl}{fresh}, {} scope entries", ask.request.scope.len())
+}
+
+fn scope_text(permit: &Permit) -> String {
+    permit.scope().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}

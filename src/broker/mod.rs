@@ -1,0 +1,255 @@
+//! The use cases. One replica is one [`Broker`]; each use case is one file, readable top to bottom as its steps.
+
+mod apply;
+mod audit;
+mod denials;
+pub mod error;
+mod issue;
+mod keys;
+mod ledger;
+mod load;
+mod revoke;
+mod root;
+mod seal;
+mod session;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
+
+pub use apply::Applied;
+pub use audit::{AuditEnds, AuditPage, Finding, Pruned, Verification};
+pub use error::BrokerError;
+pub use issue::{Issued, TokenAsk};
+pub use keys::KeyImport;
+pub use revoke::{Exposure, MOST_LISTED, Revoked};
+pub use root::{RekeyStep, Rekeyed};
+pub use seal::{Initialised, KeySource, Shares, Unsealed};
+
+use crate::clock::Clock;
+use crate::domain::change::Actor;
+use crate::domain::key::Stamp;
+use crate::domain::operator::Power;
+use crate::domain::state::State;
+use crate::id::{ClientId, DecisionId, VaultId};
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::store::anchor::Anchor;
+
+/// Who calls, as the edge authenticated them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The one name of the certificate.
+    pub client: ClientId,
+    /// The facts it rests on, for the audit.
+    pub identity: String,
+}
+
+/// Who makes a change, and what the audit says of it.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    actor: Actor,
+    identity: String,
+    decision_id: DecisionId,
+}
+
+impl Asker {
+    fn broker(decision_id: DecisionId) -> Self {
+        Self { actor: Actor::broker(), identity: String::new(), decision_id }
+    }
+
+    fn local(decision_id: DecisionId) -> Self {
+        Self { actor: Actor::local(), identity: "on the machine itself".to_owned(), decision_id }
+    }
+}
+
+/// What a replica can do now.
+#[derive(Debug)]
+pub enum Phase {
+    /// There is no vault.
+    NotInitialised,
+    /// The vault is sealed; with what to do about it.
+    Sealed(String),
+    /// The database is not what this broker wrote; with what was found.
+    Refusing(String),
+    /// Tokens are issued.
+    Open(Arc<OpenVault>),
+}
+
+impl Phase {
+    fn sealed_by(stamp: &Stamp) -> Self {
+        Self::Sealed(format!("{} sealed it at {}; an operator with the power `unseal` lifts that", stamp.by, stamp.at))
+    }
+}
+
+/// An open vault with its ledger.
+#[derive(Debug)]
+pub struct OpenVault {
+    vault: Arc<session::Vault>,
+    ledger: ledger::Ledger,
+    tokens: issue::Tokens,
+}
+
+impl OpenVault {
+    /// The state now.
+    pub fn state(&self) -> Arc<State> {
+        self.vault.state()
+    }
+
+    /// The vault's name.
+    pub fn id(&self) -> &VaultId {
+        &self.vault.id
+    }
+}
+
+/// What a broker is made of.
+pub struct Parts {
+    /// Where facts are kept.
+    pub store: Arc<dyn Store>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Where the unseal key comes from.
+    pub key_source: KeySource,
+    /// Who may initialise and unseal before there is a policy.
+    pub bootstrap: Vec<ClientId>,
+    /// Where the newest head is kept outside of the database.
+    pub anchor: Option<Anchor>,
+}
+
+/// One replica.
+pub struct Broker {
+    parts: Parts,
+    phase: Arc<ArcSwap<Phase>>,
+    /// Shares given so far, and rekeys on their way; one operator at a time.
+    sealing: Mutex<seal::Sealing>,
+    denials: denials::Denials,
+    tasks: TaskTracker,
+}
+
+impl Broker {
+    /// A replica that is not unsealed yet.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let phase = Phase::Sealed("it has not been opened since the start".to_owned());
+        Arc::new(Self {
+            parts,
+            phase: Arc::new(ArcSwap::from_pointee(phase)),
+            sealing: Mutex::default(),
+            denials: denials::Denials::default(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// What this replica can do now.
+    pub fn phase(&self) -> Arc<Phase> {
+        self.phase.load_full()
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.parts.metrics
+    }
+
+    /// What time it is.
+    pub fn clock(&self) -> &dyn Clock {
+        self.parts.clock.as_ref()
+    }
+
+    /// Who may initialise and unseal before there is a policy.
+    pub fn is_bootstrap(&self, client: &ClientId) -> bool {
+        self.parts.bootstrap.contains(client)
+    }
+
+    /// Those who may.
+    pub fn bootstrap(&self) -> &[ClientId] {
+        &self.parts.bootstrap
+    }
+
+    /// Runs something beside the requests, which ends when the broker stops.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Whether the broker is about to end.
+    pub fn is_stopping(&self) -> bool {
+        self.tasks.is_closed()
+    }
+
+    /// The open vault.
+    ///
+    /// # Errors
+    /// With what is in the way.
+    pub fn open(&self) -> Result<Arc<OpenVault>, BrokerError> {
+        match &*self.phase.load_full() {
+            Phase::Open(open) => Ok(Arc::clone(open)),
+            Phase::NotInitialised => Err(BrokerError::NotInitialised),
+            Phase::Sealed(why) => {
+                self.parts.metrics.while_sealed.inc();
+                Err(BrokerError::Sealed { why: why.clone() })
+            }
+            Phase::Refusing(why) => Err(BrokerError::Refusing { why: why.clone() }),
+        }
+    }
+
+    /// The state, for a caller who holds the power.
+    ///
+    /// # Errors
+    /// Where the vault is not open, or the caller lacks the power.
+    pub fn state_for(&self, caller: &Caller, power: Power) -> Result<Arc<State>, BrokerError> {
+        let state = self.open()?.state();
+        require(&state, &caller.client, power)?;
+        Ok(state)
+    }
+
+    /// Says that the broker is about to end: what runs beside the requests ends by itself.
+    pub fn begin_stop(&self) {
+        self.tasks.close();
+    }
+
+    /// Stops: what is queued is committed, then the ledger ends and the database is closed.
+    pub async fn stop(&self) {
+        self.flush_all_denials();
+        self.phase.store(Arc::new(Phase::Sealed("the broker is stopping".to_owned())));
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.parts.store.close().await;
+    }
+
+    fn asker(&self, state: &State, caller: &Caller, power: Power) -> Result<Asker, BrokerError> {
+        Ok(Asker {
+            actor: Actor { name: require(state, &caller.client, power)?, client: Some(caller.client.clone()) },
+            identity: caller.identity.clone(),
+            decision_id: self.decision_id()?,
+        })
+    }
+
+    fn decision_id(&self) -> Result<DecisionId, BrokerError> {
+        ledger::random_bits().map(DecisionId::from_random)
+    }
+
+    /// Makes a change for an operator, whose power is checked on the very state that the change is made on.
+    async fn change(
+        &self,
+        caller: &Caller,
+        power: Power,
+        mut propose: ledger::Propose,
+    ) -> Result<ledger::Changed, BrokerError> {
+        let open = self.open()?;
+        let asker = self.asker(&open.state(), caller, power)?;
+        let client = caller.client.clone();
+        let checked: ledger::Propose = Box::new(move |state, keyring| {
+            require(state, &client, power)?;
+            propose(state, keyring)
+        });
+        open.ledger.change(asker, checked).await
+    }
+}
+
+/// The name of the operator that holds the power.
+fn require(state: &State, client: &ClientId, power: Power) -> Result<String, BrokerError> {
+    let operator = state.operator_with(client, power).ok_or(BrokerError::LacksPower(power))?;
+    Ok(operator.name.to_string())
+}

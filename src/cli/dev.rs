@@ -1,0 +1,257 @@
+//! `dev`: a playground in one process. Everything it makes lies in one folder, and a second start goes on with it.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aws_lc_rs::rand;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use clap::Args;
+use data_encoding::{BASE64, HEXLOWER};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::document::Parsed;
+use super::error::CliError;
+use super::output::Printer;
+use super::serve::{harden, stop_on_signal};
+use crate::broker::{Broker, Caller, KeyImport, Phase};
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::domain::plan::Unnamed;
+use crate::domain::role::{Role, RoleSet};
+use crate::id::{AccountName, AppGroupName, ClientId, KeyId};
+use crate::secret::P8Text;
+use crate::server::Server;
+use crate::telemetry;
+
+const OPERATOR: &str = "spiffe://acme.internal/ns/ops/sa/admin";
+const CLIENT: &str = "spiffe://acme.internal/ns/ci/sa/release-bot";
+const STRANGER: &str = "spiffe://acme.internal/ns/lab/sa/stranger";
+
+/// The sample document; it stands in the folder, too, to be changed and applied.
+const DOCUMENT: &str = "\
+accounts:
+  - { name: acme, issuer_id: 57246542-96fe-1a63-e053-0824d011072a }
+app_groups:
+  - { name: games, account: acme, apps: [\"1234567890\", \"2345678901\"] }
+policies:
+  - name: games-release-ci
+    clients: [{ spiffe: \"spiffe://acme.internal/ns/ci/sa/release-*\" }]
+    app_group: games
+    roles: [APP_MANAGER]
+    max_ttl: 10m
+    default_ttl: 5m
+";
+
+/// Run a playground.
+#[derive(Debug, Args)]
+pub(super) struct Dev {
+    /// The folder; made where it is missing.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Where to listen for gRPC; port 0 picks a free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    grpc: SocketAddr,
+    /// Where to listen for operations.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    ops: SocketAddr,
+}
+
+impl Dev {
+    pub(super) async fn run(self, print: &Printer) -> Result<(), CliError> {
+        std::fs::create_dir_all(&self.dir)?;
+        let dir = self.dir.canonicalize()?;
+        // A file of an earlier start would tell a script that this one is ready.
+        if let Err(error) = std::fs::remove_file(dir.join("ready.json"))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(error.into());
+        }
+        certificates(&dir)?;
+        unseal_key(&dir)?;
+        write(&dir.join("p8broker.toml"), configuration(&dir, self.grpc, self.ops).as_bytes())?;
+        write(&dir.join("policies.yaml"), DOCUMENT.as_bytes())?;
+        let config = Config::load(&dir.join("p8broker.toml"))?;
+        telemetry::start(&config.log);
+        harden()?;
+        let server = Server::bind(config, Arc::new(SystemClock)).await?;
+        if matches!(&*server.broker().phase(), Phase::NotInitialised) {
+            fill(server.broker(), &dir).await?;
+        }
+        let (grpc, ops) = (server.grpc_addr()?, server.ops_addr()?);
+        for name in ["operator", "client", "stranger"] {
+            write(&dir.join(format!("{name}.env")), environment(&dir, name, grpc).as_bytes())?;
+        }
+        let path = |name: &str| dir.join(name).display().to_string();
+        let ready = json!({
+            "grpc_addr": grpc.to_string(),
+            "ops_addr": ops.to_string(),
+            "ca": path("ca.pem"),
+            "operator_env": path("operator.env"),
+            "client_env": path("client.env"),
+            "stranger_env": path("stranger.env"),
+        });
+        let stop = stop_on_signal()?;
+        // Ports are bound already: whoever reads this file can connect.
+        write(&dir.join("ready.json"), ready.to_string().as_bytes())?;
+        print.answer(&ready, || introduction(&dir, grpc, ops))?;
+        Ok(server.run(stop).await?)
+    }
+}
+
+fn introduction(dir: &Path, grpc: SocketAddr, ops: SocketAddr) -> String {
+    let dir = dir.display();
+    format!(
+        "the playground runs: gRPC on {grpc}, operations on http://{ops}, everything in {dir}\n\n\
+         in another terminal, as a client:\n\
+         \x20   . {dir}/client.env\n\
+         \x20   p8broker token issue --app-group games --role APP_MANAGER --output json\n\
+         as somebody without a policy:\n\
+         \x20   ( . {dir}/stranger.env; p8broker token issue --app-group games --role APP_MANAGER )\n\
+         as an operator:\n\
+         \x20   . {dir}/operator.env\n\
+         \x20   p8broker key list\n\
+         \x20   p8broker apply -f {dir}/policies.yaml --plan\n\
+         \x20   p8broker revoke client {CLIENT} --reason \"trying it out\"\n\
+         \x20   p8broker audit list\n\n\
+         Ctrl-C stops it; the same command goes on with the same vault."
+    )
+}
+
+/// Initialises the vault, applies the sample document and imports a sample key.
+async fn fill(broker: &Arc<Broker>, dir: &Path) -> Result<(), CliError> {
+    let failed = |error: crate::broker::BrokerError| CliError::from(tonic::Status::from(error));
+    let operator = ClientId::parse(OPERATOR).map_err(|error| CliError::failed(error.to_string()))?;
+    broker.init(None, None, std::slice::from_ref(&operator)).await.map_err(failed)?;
+    let caller = Caller { client: operator, identity: "p8broker dev".to_owned() };
+    let desired = Parsed::read(DOCUMENT)?.document.check();
+    let desired =
+        desired.map_err(|violations| CliError::failed(format!("the sample document is wrong: {violations:?}")))?;
+    broker.apply(&caller, desired, Unnamed::Keep).await.map_err(failed)?;
+    let (id, p8) = sample_key()?;
+    write(&dir.join(format!("AuthKey_{id}.p8")), &p8)?;
+    let wrong = |error: crate::id::IdError| CliError::failed(error.to_string());
+    let import = KeyImport {
+        id,
+        account: AccountName::parse("acme").map_err(wrong)?,
+        individual: None,
+        roles: [Role::AppManager].into_iter().collect::<RoleSet>(),
+        app_groups: [AppGroupName::parse("games").map_err(wrong)?].into_iter().collect(),
+        p8: P8Text::new(p8.to_vec()),
+    };
+    broker.import_key(&caller, import).await.map_err(failed)?;
+    Ok(())
+}
+
+/// A key in the form in which Apple ships them, with an id of Apple's form.
+fn sample_key() -> Result<(KeyId, Zeroizing<Vec<u8>>), CliError> {
+    const LETTERS: &[u8; 32] = b"ABCDEFGHJKLMNPQRSTUVWXYZ23456789";
+    let failed = |_| CliError::failed("no randomness".to_owned());
+    let mut bytes = [0; 10];
+    rand::fill(&mut bytes).map_err(failed)?;
+    let id: String =
+        bytes.iter().filter_map(|byte| LETTERS.get(usize::from(byte % 32))).map(|b| char::from(*b)).collect();
+    let id = KeyId::parse(&id).map_err(|error| CliError::failed(error.to_string()))?;
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(failed)?;
+    let der = pair.to_pkcs8v1().map_err(failed)?;
+    let body = Zeroizing::new(BASE64.encode(der.as_ref()));
+    let mut pem = Zeroizing::new(Vec::with_capacity(300));
+    pem.extend_from_slice(b"-----BEGIN PRIVATE KEY-----\n");
+    for line in body.as_bytes().chunks(64) {
+        pem.extend_from_slice(line);
+        pem.push(b'\n');
+    }
+    pem.extend_from_slice(b"-----END PRIVATE KEY-----\n");
+    Ok((id, pem))
+}
+
+/// A CA, a server certificate for loopback, and three clients; made once.
+fn certificates(dir: &Path) -> Result<(), CliError> {
+    if dir.join("stranger.pem").exists() {
+        return Ok(());
+    }
+    let failed = |error: rcgen::Error| CliError::failed(format!("making certificates: {error}"));
+    let mut ca = CertificateParams::new(Vec::new()).map_err(failed)?;
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.distinguished_name.push(rcgen::DnType::CommonName, "p8broker dev CA");
+    let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().map_err(failed)?).map_err(failed)?;
+    write(&dir.join("ca.pem"), ca.pem().as_bytes())?;
+    let issue = |name: &str, names: Vec<SanType>, usage: ExtendedKeyUsagePurpose| -> Result<(), CliError> {
+        let mut params = CertificateParams::new(Vec::new()).map_err(failed)?;
+        params.subject_alt_names = names;
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().map_err(failed)?;
+        let certificate = params.signed_by(&key, &ca).map_err(failed)?;
+        write(&dir.join(format!("{name}-key.pem")), Zeroizing::new(key.serialize_pem()).as_bytes())?;
+        write(&dir.join(format!("{name}.pem")), certificate.pem().as_bytes())
+    };
+    let dns = |name: &str| name.try_into().map(SanType::DnsName).map_err(failed);
+    let server = vec![
+        dns("localhost")?,
+        SanType::IpAddress([127, 0, 0, 1].into()),
+        SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into()),
+    ];
+    issue("server", server, ExtendedKeyUsagePurpose::ServerAuth)?;
+    for (name, id) in [("operator", OPERATOR), ("client", CLIENT), ("stranger", STRANGER)] {
+        let uri = id.try_into().map(SanType::URI).map_err(failed)?;
+        issue(name, vec![uri], ExtendedKeyUsagePurpose::ClientAuth)?;
+    }
+    Ok(())
+}
+
+fn unseal_key(dir: &Path) -> Result<(), CliError> {
+    let file = dir.join("unseal.key");
+    if file.exists() {
+        return Ok(());
+    }
+    let mut key = Zeroizing::new([0; 32]);
+    rand::fill(key.as_mut_slice()).map_err(|_| CliError::failed("no randomness".to_owned()))?;
+    write(&file, Zeroizing::new(HEXLOWER.encode(key.as_slice())).as_bytes())
+}
+
+fn configuration(dir: &Path, grpc: SocketAddr, ops: SocketAddr) -> String {
+    let path = |name: &str| toml_text(&dir.join(name).display().to_string());
+    format!(
+        "# A playground: `p8broker serve --config` takes this file, too.\n\
+         [listen]\ngrpc = \"{grpc}\"\nops = \"{ops}\"\n\n\
+         [tls]\ncertificate = {}\nkey = {}\nreload_s = 1\n\n\
+         [[tls.client_cas]]\nfile = {}\ntrust_domains = [\"acme.internal\"]\n\n\
+         [store]\nsqlite = {}\n\n[unseal]\nkey_file = {}\n\n[anchor]\nfile = {}\n\n\
+         [bootstrap]\noperators = [\"{OPERATOR}\"]\n\n[log]\nformat = \"human\"\nlevel = \"warn\"\n",
+        path("server.pem"),
+        path("server-key.pem"),
+        path("ca.pem"),
+        path("vault.db"),
+        path("unseal.key"),
+        path("anchor.json"),
+    )
+}
+
+/// A TOML basic string.
+fn toml_text(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn environment(dir: &Path, name: &str, grpc: SocketAddr) -> String {
+    let path = |name: String| dir.join(name).display().to_string().replace('\'', "'\\''");
+    format!(
+        "export P8BROKER_ADDR='{grpc}'\nexport P8BROKER_CACERT='{}'\nexport P8BROKER_CERT='{}'\nexport P8BROKER_KEY='{}'\n",
+        path("ca.pem".to_owned()),
+        path(format!("{name}.pem")),
+        path(format!("{name}-key.pem")),
+    )
+}
+
+/// Writes a file that only its owner can read, all at once.
+fn write(path: &Path, content: &[u8]) -> Result<(), CliError> {
+    let failed = |error: std::io::Error| CliError::failed(format!("{}: {error}", path.display()));
+    let new = path.with_added_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
+    file.write_all(content).map_err(failed)?;
+    std::fs::rename(&new, path).map_err(failed)
+}

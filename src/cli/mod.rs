@@ -1,0 +1,164 @@
+//! The command line. A contract: names, JSON fields and exit codes do not change without a new major version.
+
+mod apply;
+mod audit;
+mod dev;
+mod document;
+mod error;
+mod keys;
+mod operator;
+mod output;
+mod revoke;
+mod serve;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tonic::transport::Channel;
+
+use crate::client::Target;
+use error::CliError;
+use output::Printer;
+
+/// A broker for Apple's .p8 keys: hands out short-lived App Store Connect tokens by policy.
+#[derive(Debug, Parser)]
+#[command(name = "p8broker", version, max_term_width = 110)]
+struct Cli {
+    /// How to print: tables for a person, or JSON (one object a line for streams).
+    #[arg(long, global = true, value_enum, default_value_t = Format::Human)]
+    output: Format,
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Human,
+    Json,
+}
+
+/// Where the broker is, and who is asking.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Connection")]
+struct Connection {
+    /// The broker, as host:port.
+    #[arg(long, global = true, env = "P8BROKER_ADDR", default_value = "127.0.0.1:8443")]
+    addr: String,
+    /// The CA of the broker's certificate, PEM.
+    #[arg(long, global = true, env = "P8BROKER_CACERT")]
+    cacert: Option<PathBuf>,
+    /// Your certificate, PEM.
+    #[arg(long, global = true, env = "P8BROKER_CERT")]
+    cert: Option<PathBuf>,
+    /// Your private key, PEM.
+    #[arg(long, global = true, env = "P8BROKER_KEY")]
+    key: Option<PathBuf>,
+    /// The name to expect in the broker's certificate, where it is not the host.
+    #[arg(long, global = true, env = "P8BROKER_SERVER_NAME")]
+    server_name: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a playground in one process: vault, certificates, sample key and policy in one folder.
+    Dev(dev::Dev),
+    /// Run the broker.
+    Serve(serve::Serve),
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(serve::ConfigCommand),
+    /// Initialise, unseal, seal; rotate and replace the keys that seal.
+    #[command(subcommand)]
+    Operator(operator::OperatorCommand),
+    /// Apple's keys.
+    #[command(subcommand)]
+    Key(keys::KeyCommand),
+    /// Apply accounts, app groups, policies and operators from a YAML document.
+    Apply(apply::Apply),
+    /// Tokens.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Revoke a key, client, policy or app group; shows what is still alive.
+    Revoke(revoke::RevokeArgs),
+    /// Show what is alive under a key, client, policy or app group.
+    Exposure(revoke::ExposureArgs),
+    /// Lift a revocation of a client, policy or app group.
+    Reinstate(revoke::ReinstateArgs),
+    /// What happened.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+}
+
+impl Connection {
+    async fn open(&self) -> Result<Channel, CliError> {
+        let missing = |flag: &str, variable: &str| {
+            CliError::usage(format!(
+                "--{flag} is missing: give it, or set {variable} (`p8broker dev` writes a file to source)"
+            ))
+        };
+        let target = Target {
+            addr: self.addr.clone(),
+            cacert: self.cacert.clone().ok_or_else(|| missing("cacert", "P8BROKER_CACERT"))?,
+            cert: self.cert.clone().ok_or_else(|| missing("cert", "P8BROKER_CERT"))?,
+            key: self.key.clone().ok_or_else(|| missing("key", "P8BROKER_KEY"))?,
+            server_name: self.server_name.clone(),
+        };
+        Ok(target.connect().await?)
+    }
+}
+
+/// Runs a command line to its end.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && wants_json() => {
+            let text = error.to_string();
+            let message = text.strip_prefix("error: ").unwrap_or(&text).trim();
+            return output::report(&CliError::usage(message.to_owned()), Format::Json);
+        }
+        Err(error) => {
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            // Nothing is left to do where even this can't be printed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let format = cli.output;
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output::report(&CliError::failed(error.to_string()), format),
+    };
+    match runtime.block_on(dispatch(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output::report(&error, format),
+    }
+}
+
+/// Whether a command line that could not be parsed asks for JSON.
+fn wants_json() -> bool {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    arguments.iter().any(|argument| argument == "--output=json")
+        || arguments.windows(2).any(|pair| matches!(pair, [flag, value] if flag == "--output" && value == "json"))
+}
+
+async fn dispatch(cli: Cli) -> Result<(), CliError> {
+    let Cli { output, connection, command } = cli;
+    let print = Printer::new(output);
+    match command {
+        Command::Dev(dev) => dev.run(&print).await,
+        Command::Serve(serve) => serve.run().await,
+        Command::Config(command) => command.run(&print),
+        Command::Operator(command) => command.run(&connection, &print).await,
+        Command::Key(command) => command.run(&connection, &print).await,
+        Command::Apply(apply) => apply.run(&connection, &print).await,
+        Command::Token(command) => command.run(&connection, &print).await,
+        Command::Revoke(revoke) => revoke.run(&connection, &print).await,
+        Command::Exposure(exposure) => exposure.run(&connection, &print).await,
+        Command::Reinstate(reinstate) => reinstate.run(&connection, &print).await,
+        Command::Audit(command) => command.run(&connection, &print).await,
+    }
+}

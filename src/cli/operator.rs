@@ -1,0 +1,372 @@
+//! `operator`: the vault as a whole. Shares are shown once, or written to files that only their owner can read.
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use serde_json::{Value, json};
+use tonic::transport::Channel;
+use zeroize::Zeroizing;
+
+use super::Connection;
+use super::error::CliError;
+use super::output::{Printer, bare, say};
+use crate::broker::{Broker, Parts, Shares};
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::grpc::proto;
+use crate::grpc::proto::system_service_client::SystemServiceClient;
+use crate::id::ClientId;
+use crate::metrics::Metrics;
+use crate::store::anchor::Anchor;
+use crate::store::sqlite::SqliteStore;
+
+/// The vault as a whole.
+#[derive(Debug, Subcommand)]
+pub(super) enum OperatorCommand {
+    /// Make the vault: over gRPC as an operator that the configuration names, or with --config on the machine itself.
+    Init(Init),
+    /// Give one share, or have the key file read; lifts an operator's seal.
+    Unseal(Unseal),
+    /// Seal the vault until somebody lifts it, also across restarts.
+    Seal {
+        /// Why, for whoever reads the audit.
+        #[arg(long)]
+        reason: String,
+    },
+    /// How this replica is.
+    Status,
+    /// Add a root key version and seal every key anew, while serving.
+    Rotate,
+    /// Replace the unseal key, while serving.
+    Rekey(Rekey),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NewShares {
+    /// How many shares to make (default 5); not with a key file.
+    #[arg(long)]
+    shares: Option<u32>,
+    /// How many of them it takes (default 3).
+    #[arg(long)]
+    threshold: Option<u32>,
+    /// Write each share to a file of its own in this folder (mode 0600) instead of printing it.
+    #[arg(long, value_name = "DIR")]
+    shares_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// Initialise on the machine itself, with the broker stopped.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// With --config: the first operators, where the configuration names none; may be repeated.
+    #[arg(long = "operator", value_name = "IDENTITY", requires = "config")]
+    operators: Vec<String>,
+    #[command(flatten)]
+    new: NewShares,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Unseal {
+    /// A file with one share; `-` for standard input. Asked for where absent.
+    #[arg(long, value_name = "FILE")]
+    share_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rekey {
+    /// A file with one current share (with --confirm: a new one); may be repeated.
+    #[arg(long = "share-file", value_name = "FILE")]
+    share_files: Vec<PathBuf>,
+    /// Give new shares back, as proof that they arrived; with enough of them they come into force.
+    #[arg(long)]
+    confirm: bool,
+    #[command(flatten)]
+    new: NewShares,
+}
+
+impl OperatorCommand {
+    pub(super) async fn run(self, connection: &Connection, print: &Printer) -> Result<(), CliError> {
+        match self {
+            Self::Init(init) => init.run(connection, *print).await,
+            Self::Unseal(unseal) => unseal.run(connection, *print).await,
+            Self::Rekey(rekey) => rekey.run(connection, *print).await,
+            Self::Seal { reason } => {
+                client(connection).await?.seal(proto::SealRequest { reason }).await?;
+                print.answer(&json!({ "sealed": true }), || {
+                    "sealed: nothing is signed from this moment on, also after a restart; tokens that are out live to \
+                     their end (`p8broker exposure`)"
+                        .to_owned()
+                })
+            }
+            Self::Status => status(connection, *print).await,
+            Self::Rotate => {
+                let version =
+                    client(connection).await?.rotate(proto::RotateRequest {}).await?.into_inner().root_key_version;
+                print.answer(&json!({ "root_key_version": version }), || {
+                    format!("every key is sealed with root key version {version}")
+                })
+            }
+        }
+    }
+}
+
+impl Init {
+    async fn run(self, connection: &Connection, print: Printer) -> Result<(), CliError> {
+        self.new.prepare()?;
+        let asked = self.new.shares.is_some() || self.new.threshold.is_some();
+        let (vault, shares, threshold) = match &self.config {
+            None => {
+                let request = proto::InitRequest {
+                    shares: self.new.shares.unwrap_or_default(),
+                    threshold: self.new.threshold.unwrap_or_default(),
+                };
+                let mut answer = client(connection).await?.init(request).await?.into_inner();
+                (answer.vault, Zeroizing::new(std::mem::take(&mut answer.shares)), answer.threshold)
+            }
+            Some(path) => {
+                let numbers =
+                    Shares { shares: self.new.shares.unwrap_or(5), threshold: self.new.threshold.unwrap_or(3) };
+                init_here(path, &self.operators, asked.then_some(numbers)).await?
+            }
+        };
+        self.new.hand_out(
+            print,
+            &shares,
+            threshold,
+            json!({ "vault": vault }),
+            &format!("vault {vault} is initialised and open"),
+        )
+    }
+}
+
+/// Initialises without a server; the store's lock keeps a running one out.
+async fn init_here(
+    path: &Path,
+    operators: &[String],
+    numbers: Option<Shares>,
+) -> Result<(String, Zeroizing<Vec<String>>, u32), CliError> {
+    let config = Config::load(path).map_err(|error| CliError::usage(error.to_string()))?;
+    let mut clients = config.bootstrap();
+    for text in operators {
+        clients.push(ClientId::parse(text).map_err(|error| CliError::usage(error.to_string()))?);
+    }
+    let store = SqliteStore::open(&config.store.sqlite).await.map_err(|error| CliError::failed(error.to_string()))?;
+    let broker = Broker::new(Parts {
+        store: Arc::new(store),
+        clock: Arc::new(SystemClock),
+        metrics: Metrics::new().map_err(|error| CliError::failed(error.to_string()))?,
+        key_source: config.key_source(),
+        bootstrap: clients.clone(),
+        anchor: config.anchor.file.as_deref().map(Anchor::at),
+    });
+    broker.start().await;
+    let made = broker.init(None, numbers, &clients).await;
+    broker.stop().await;
+    let made = made.map_err(tonic::Status::from)?;
+    let texts = made.shares.iter().map(|share| share.expose_share().to_owned()).collect();
+    Ok((made.vault.to_string(), Zeroizing::new(texts), made.threshold))
+}
+
+impl NewShares {
+    /// Whether the shares can be written, before there are any.
+    fn prepare(&self) -> Result<(), CliError> {
+        let Some(folder) = &self.shares_dir else { return Ok(()) };
+        std::fs::create_dir_all(folder).map_err(|error| CliError::usage(format!("{}: {error}", folder.display())))?;
+        let taken = (1..=32).map(|index| self.file(folder, index)).find(|file| file.exists());
+        match taken {
+            Some(file) => Err(CliError::usage(format!("{} exists; name an empty folder", file.display()))),
+            None => Ok(()),
+        }
+    }
+
+    fn file(&self, folder: &Path, index: usize) -> PathBuf {
+        folder.join(format!("share-{index}.txt"))
+    }
+
+    fn hand_out(
+        &self,
+        print: Printer,
+        shares: &[String],
+        threshold: u32,
+        mut object: Value,
+        done: &str,
+    ) -> Result<(), CliError> {
+        let files = self.write(shares)?;
+        if let Some(fields) = object.as_object_mut() {
+            fields.insert("threshold".to_owned(), json!(threshold));
+            match &files {
+                Some(files) => fields.insert("share_files".to_owned(), json!(files)),
+                None => fields.insert("shares".to_owned(), json!(shares)),
+            };
+        }
+        print.answer(&object, || match (&files, shares) {
+            (_, []) => done.to_owned(),
+            (Some(files), _) => {
+                format!("{done}\nshares, any {threshold} of which unseal; give each to another person:\n{}", files.join("\n"))
+            }
+            (None, _) => format!(
+                "{done}\nshares, any {threshold} of which unseal; they are shown this once, give each to another person:\n{}",
+                shares.join("\n")
+            ),
+        })
+    }
+
+    fn write(&self, shares: &[String]) -> Result<Option<Vec<String>>, CliError> {
+        let Some(folder) = self.shares_dir.as_ref().filter(|_| !shares.is_empty()) else { return Ok(None) };
+        let mut names = Vec::new();
+        for (at, share) in shares.iter().enumerate() {
+            let file = self.file(folder, at.saturating_add(1));
+            let mut open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file)?;
+            writeln!(open, "{share}")?;
+            open.sync_all()?;
+            names.push(file.display().to_string());
+        }
+        Ok(Some(names))
+    }
+}
+
+impl Unseal {
+    async fn run(self, connection: &Connection, print: Printer) -> Result<(), CliError> {
+        let mut client = client(connection).await?;
+        let share = match &self.share_file {
+            Some(file) => read_share(file)?,
+            // Without a share the broker reads its key file, or says that it waits for shares.
+            None => Zeroizing::new(String::new()),
+        };
+        let asked = share.is_empty();
+        let mut answer = client.unseal(proto::UnsealRequest { share: share.to_string() }).await?.into_inner();
+        if asked && answer.sealed && answer.threshold > 0 {
+            let share = ask_for_share(&answer)?;
+            answer = client.unseal(proto::UnsealRequest { share: share.to_string() }).await?.into_inner();
+        }
+        let object =
+            json!({ "sealed": answer.sealed, "given": answer.given, "threshold": answer.threshold, "why": answer.why });
+        print.answer(&object, || {
+            if answer.sealed { format!("still sealed: {}", answer.why) } else { "unsealed".to_owned() }
+        })
+    }
+}
+
+impl Rekey {
+    async fn run(self, connection: &Connection, print: Printer) -> Result<(), CliError> {
+        let mut client = client(connection).await?;
+        let shares = self.share_files.iter().map(|file| read_share(file)).collect::<Result<Vec<_>, _>>()?;
+        let shares: Vec<String> = shares.iter().map(|share| share.to_string()).collect();
+        if self.confirm {
+            let answer = client.confirm_rekey(proto::ConfirmRekeyRequest { shares }).await?.into_inner();
+            let object = json!({
+                "done": answer.done, "given": answer.given, "threshold": answer.threshold, "generation": answer.generation,
+            });
+            return print.answer(&object, || confirmed(&answer));
+        }
+        self.new.prepare()?;
+        let request = proto::RekeyRequest {
+            shares,
+            new_shares: self.new.shares.unwrap_or_default(),
+            new_threshold: self.new.threshold.unwrap_or_default(),
+        };
+        let mut answer = client.rekey(request).await?.into_inner();
+        if answer.done {
+            return print
+                .answer(&json!({ "done": true }), || "the keyring is sealed with the present key file".to_owned());
+        }
+        let new = Zeroizing::new(std::mem::take(&mut answer.new_shares));
+        if new.is_empty() {
+            let object = json!({ "done": false, "given": answer.given, "threshold": answer.threshold });
+            return print.answer(&object, || {
+                format!("{} of {} current shares are given; go on with the others", answer.given, answer.threshold)
+            });
+        }
+        let threshold = answer.new_threshold;
+        if self.new.shares_dir.is_none() {
+            let next =
+                "new shares are made, and not in force yet: give them back with `p8broker operator rekey --confirm`";
+            return self.new.hand_out(print, &new, threshold, json!({ "done": false }), next);
+        }
+        // Read back from the disk: what comes into force is what was really written.
+        let files = self.new.write(&new)?.unwrap_or_default();
+        let back = files.iter().map(|file| read_share(Path::new(file))).collect::<Result<Vec<_>, _>>()?;
+        let shares = back.iter().map(|share| share.to_string()).collect();
+        let answer = client.confirm_rekey(proto::ConfirmRekeyRequest { shares }).await?.into_inner();
+        let object = json!({
+            "done": answer.done, "generation": answer.generation, "threshold": threshold, "share_files": files,
+        });
+        print.answer(&object, || format!("{}\n{}", confirmed(&answer), files.join("\n")))
+    }
+}
+
+fn confirmed(answer: &proto::ConfirmRekeyResponse) -> String {
+    if answer.done {
+        return format!(
+            "the new unseal key (generation {}) is in force; the old shares are worthless",
+            answer.generation
+        );
+    }
+    format!("{} of {} new shares are given back; the old ones are in force until then", answer.given, answer.threshold)
+}
+
+async fn status(connection: &Connection, print: Printer) -> Result<(), CliError> {
+    let status = client(connection).await?.status(proto::StatusRequest {}).await?.into_inner();
+    let phase = bare(status.phase().as_str_name(), "PHASE_");
+    let object = json!({
+        "phase": phase,
+        "why": status.why,
+        "vault": status.vault,
+        "revision": status.revision,
+        "unseal_generation": status.unseal_generation,
+        "root_key_version": status.root_key_version,
+        "version": status.version,
+    });
+    print.answer(&object, || {
+        let why = if status.why.is_empty() { String::new() } else { format!(": {}", status.why) };
+        let mut out = format!("{phase}{why}\nversion {}", status.version);
+        if !status.vault.is_empty() {
+            out.push_str(&format!(
+                "\nvault {}\nrevision {}\nunseal key generation {}\nroot key version {}",
+                status.vault, status.revision, status.unseal_generation, status.root_key_version
+            ));
+        }
+        out
+    })
+}
+
+async fn client(connection: &Connection) -> Result<SystemServiceClient<Channel>, CliError> {
+    Ok(SystemServiceClient::new(connection.open().await?))
+}
+
+fn read_share(file: &Path) -> Result<Zeroizing<String>, CliError> {
+    let text =
+        if file.as_os_str() == "-" { line_of_stdin() } else { std::fs::read_to_string(file).map(Zeroizing::new) };
+    let text = text.map_err(|error| CliError::usage(format!("{}: {error}", file.display())))?;
+    let share = Zeroizing::new(text.trim().to_owned());
+    if share.is_empty() { Err(CliError::usage(format!("{} holds no share", file.display()))) } else { Ok(share) }
+}
+
+/// Reads a share without showing it.
+fn ask_for_share(progress: &proto::UnsealResponse) -> Result<Zeroizing<String>, CliError> {
+    say(&format!("{} of {} shares are given; one more, please (it is not shown):", progress.given, progress.threshold));
+    let stdin = std::io::stdin();
+    let shown = if stdin.is_terminal() { tcgetattr(&stdin).ok() } else { None };
+    if let Some(mut hidden) = shown.clone() {
+        hidden.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&stdin, OptionalActions::Flush, &hidden).map_err(std::io::Error::from)?;
+    }
+    let line = line_of_stdin();
+    if let Some(shown) = shown {
+        tcsetattr(&stdin, OptionalActions::Flush, &shown).map_err(std::io::Error::from)?;
+    }
+    let line = Zeroizing::new(line?.trim().to_owned());
+    if line.is_empty() { Err(CliError::usage("no share was given".to_owned())) } else { Ok(line) }
+}
+
+fn line_of_stdin() -> std::io::Result<Zeroizing<String>> {
+    let mut line = Zeroizing::new(String::with_capacity(256));
+    std::io::stdin().lock().read_line(&mut line)?;
+    Ok(line)
+}

@@ -1,0 +1,93 @@
+//! `token issue`: prints the bare token, or all there is to know about it.
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::Connection;
+use super::document::seconds;
+use super::error::CliError;
+use super::output::{Printer, bare, time};
+use crate::domain::role::Role;
+use crate::grpc::proto;
+use crate::grpc::proto::token_service_client::TokenServiceClient;
+
+/// Tokens.
+#[derive(Debug, Subcommand)]
+pub(super) enum TokenCommand {
+    /// Issue a token, and print it.
+    Issue(Issue),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Issue {
+    /// The app group.
+    #[arg(long)]
+    app_group: String,
+    /// The role, as Apple spells it: APP_MANAGER, DEVELOPER, …
+    #[arg(long)]
+    role: String,
+    /// Time to live, such as 5m; the policy's default where absent.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    ttl: Option<String>,
+    /// A read to confine the token to, such as "GET /v1/apps"; may be repeated.
+    #[arg(long, value_name = "OPERATION")]
+    scope: Vec<String>,
+    /// Ask for a new token where an earlier one would do.
+    #[arg(long)]
+    fresh: bool,
+}
+
+impl TokenCommand {
+    pub(super) async fn run(self, connection: &Connection, print: &Printer) -> Result<(), CliError> {
+        let Self::Issue(issue) = self;
+        let role = role(&issue.role)?;
+        let ttl = match &issue.ttl {
+            None => None,
+            Some(text) => Some(seconds(text).ok_or_else(|| {
+                CliError::usage(format!(
+                    "--ttl `{}` is not a duration of whole seconds, such as 90s or 5m",
+                    crate::id::shown(text)
+                ))
+            })?),
+        };
+        let request = proto::IssueTokenRequest {
+            app_group: issue.app_group,
+            role,
+            ttl: ttl.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
+            scope: issue.scope,
+            fresh: issue.fresh,
+        };
+        let mut client = TokenServiceClient::new(connection.open().await?);
+        let issued = client.issue_token(request).await?.into_inner();
+        let object = json!({
+            "token": issued.token,
+            "token_id": issued.token_id,
+            "expires_at": time(issued.expires_at.as_ref()),
+            "expires_in_s": issued.expires_in.map(|duration| duration.seconds),
+            "key_id": issued.key_id,
+            "issuer_id": issued.issuer_id,
+            "policy": issued.policy,
+            "revision": issued.revision,
+            "enforced_by": issued.enforced_by.iter().map(enforcement).collect::<Vec<Value>>(),
+            "reused": issued.reused,
+            "decision_id": issued.decision_id,
+        });
+        print.answer(&object, || issued.token.clone())
+    }
+}
+
+fn enforcement(entry: &proto::Enforcement) -> Value {
+    json!({
+        "limit": entry.limit,
+        "enforced_by": bare(entry.enforced_by().as_str_name(), "ENFORCED_BY_"),
+        "explanation": entry.explanation,
+    })
+}
+
+/// A role's number.
+pub(super) fn role(name: &str) -> Result<i32, CliError> {
+    let known = || Role::ALL.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ");
+    let unknown = || CliError::usage(format!("`{}` is not a role of Apple's: {}", crate::id::shown(name), known()));
+    let role = Role::parse(name).ok_or_else(unknown)?;
+    Ok(proto::Role::from_str_name(&format!("ROLE_{role}")).unwrap_or_default().into())
+}

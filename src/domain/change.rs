@@ -1,0 +1,285 @@
+//! The records of the control log: everything that can happen to the control plane, one variant each.
+//!
+//! A record is written once and read for ever, so variants and fields are only ever added, and a reader that meets one
+//! it does not know refuses it (`deny_unknown_fields`) rather than skip what may have been a revocation.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::account::Account;
+use super::app_group::AppGroup;
+use super::key::Key;
+use super::operator::Operator;
+use super::policy::Policy;
+use super::state::Snapshot;
+use super::target::Target;
+use crate::clock::UnixMillis;
+use crate::id::{
+    AccountName, AppGroupName, Chain, ClientId, KeyId, OperatorName, PolicyName, Revision, VaultId, WriterId,
+};
+
+/// One record: a change, who made it, and when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The position of this record.
+    pub revision: Revision,
+    /// When it was made, by the clock of the broker that made it.
+    pub at: UnixMillis,
+    /// Who made it.
+    pub actor: Actor,
+    /// The writer of the audit row that was committed with this record, and that row's sequence: the row must be there.
+    pub audit: AuditPosition,
+    /// What happened.
+    pub change: Change,
+}
+
+/// Who made a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Actor {
+    /// The operator's name; `broker` for the broker itself, `local` for a command on the machine itself.
+    pub name: String,
+    /// The authenticated name of the operator's certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<ClientId>,
+}
+
+impl Actor {
+    /// The broker itself.
+    pub fn broker() -> Self {
+        Self { name: "broker".to_owned(), client: None }
+    }
+
+    /// Whoever runs a command on the machine itself.
+    pub fn local() -> Self {
+        Self { name: "local".to_owned(), client: None }
+    }
+}
+
+/// A place in the audit: the row that one writer wrote as its n-th, counted from 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditPosition {
+    /// The writer.
+    pub writer: WriterId,
+    /// The row.
+    pub sequence: u64,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Change {
+    /// The vault came to be, with its first operators.
+    VaultInitialised {
+        /// Its name.
+        vault: VaultId,
+        /// Its first operators, each with every power.
+        operators: Vec<Operator>,
+    },
+    /// A process started to write audit rows.
+    WriterStarted {
+        /// Its name as an author of audit rows.
+        writer: WriterId,
+        /// The broker's version.
+        version: String,
+    },
+    /// A document was applied.
+    DocumentApplied {
+        /// What is there now, new or changed.
+        put: Vec<Object>,
+        /// What is no longer there.
+        removed: Vec<ObjectName>,
+    },
+    /// A key was imported.
+    KeyImported {
+        /// The key.
+        key: Box<Key>,
+    },
+    /// A key was stopped for now.
+    KeySuspended {
+        /// The key.
+        key_id: KeyId,
+        /// Why.
+        reason: String,
+    },
+    /// A suspended key signs again.
+    KeyResumed {
+        /// The key.
+        key_id: KeyId,
+        /// Why.
+        reason: String,
+    },
+    /// Somebody saw that a revoked key is revoked at Apple too.
+    KeyConfirmedAtApple {
+        /// The key.
+        key_id: KeyId,
+    },
+    /// Something was revoked.
+    Revoked {
+        /// What.
+        target: Target,
+        /// Why.
+        reason: String,
+    },
+    /// A revocation was lifted. Tokens issued before it stay revoked.
+    Reinstated {
+        /// What.
+        target: Target,
+        /// Why.
+        reason: String,
+    },
+    /// The vault was sealed, until somebody with the power lifts it.
+    VaultSealed {
+        /// Why.
+        reason: String,
+    },
+    /// The seal was lifted.
+    VaultUnsealed,
+    /// The unseal key was replaced.
+    UnsealKeyReplaced {
+        /// The generation of unseal keys from now on.
+        generation: u32,
+    },
+    /// A root key version was added, and every key resealed with it.
+    RootKeyRotated {
+        /// The version that seals from now on.
+        version: u32,
+    },
+    /// Audit rows were cleared for removal.
+    AuditPruned {
+        /// Up to where, for each writer.
+        upto: Vec<PrunedRows>,
+    },
+    /// The whole state, so that a start need not read what came before.
+    Checkpoint {
+        /// The state before this record.
+        state: Box<Snapshot>,
+    },
+}
+
+impl Change {
+    /// The name of the change in audit rows and logs: what it is called in [`Change`], in SCREAMING_SNAKE.
+    pub fn event(&self) -> &'static str {
+        match self {
+            Self::VaultInitialised { .. } => "VAULT_INITIALISED",
+            Self::WriterStarted { .. } => "WRITER_STARTED",
+            Self::DocumentApplied { .. } => "DOCUMENT_APPLIED",
+            Self::KeyImported { .. } => "KEY_IMPORTED",
+            Self::KeySuspended { .. } => "KEY_SUSPENDED",
+            Self::KeyResumed { .. } => "KEY_RESUMED",
+            Self::KeyConfirmedAtApple { .. } => "KEY_CONFIRMED_AT_APPLE",
+            Self::Revoked { .. } => "REVOKED",
+            Self::Reinstated { .. } => "REINSTATED",
+            Self::VaultSealed { .. } => "VAULT_SEALED",
+            Self::VaultUnsealed => "VAULT_UNSEALED",
+            Self::UnsealKeyReplaced { .. } => "UNSEAL_KEY_REPLACED",
+            Self::RootKeyRotated { .. } => "ROOT_KEY_ROTATED",
+            Self::AuditPruned { .. } => "AUDIT_PRUNED",
+            Self::Checkpoint { .. } => "CHECKPOINT",
+        }
+    }
+
+    /// What the audit row of this change says beside its name: the key it is about, and a sentence.
+    pub fn summary(&self) -> (Option<&KeyId>, String) {
+        match self {
+            Self::VaultInitialised { vault, operators } => {
+                (None, format!("vault {vault}, {} operators", operators.len()))
+            }
+            Self::WriterStarted { writer, version } => (None, format!("writer {writer}, version {version}")),
+            Self::DocumentApplied { put, removed } => {
+                let put = put.iter().map(|object| format!("put {}", object.name()));
+                let removed = removed.iter().map(|name| format!("remove {name}"));
+                (None, put.chain(removed).collect::<Vec<_>>().join(", "))
+            }
+            Self::KeyImported { key } => (Some(&key.id), format!("account {}, roles {}", key.account, key.roles)),
+            Self::KeySuspended { key_id, reason } | Self::KeyResumed { key_id, reason } => {
+                (Some(key_id), reason.clone())
+            }
+            Self::KeyConfirmedAtApple { key_id } => (Some(key_id), String::new()),
+            Self::Revoked { target, reason } | Self::Reinstated { target, reason } => {
+                let key = if let Target::Key(id) = target { Some(id) } else { None };
+                (key, format!("{target}: {reason}"))
+            }
+            Self::VaultSealed { reason } => (None, reason.clone()),
+            Self::VaultUnsealed => (None, String::new()),
+            Self::UnsealKeyReplaced { generation } => (None, format!("generation {generation}")),
+            Self::RootKeyRotated { version } => (None, format!("version {version}")),
+            Self::AuditPruned { upto } => (None, format!("{} writers", upto.len())),
+            Self::Checkpoint { .. } => (None, String::new()),
+        }
+    }
+}
+
+/// One thing that documents describe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "object", rename_all = "snake_case")]
+pub enum Object {
+    /// An account.
+    Account(Account),
+    /// An app group.
+    AppGroup(AppGroup),
+    /// A policy.
+    Policy(Arc<Policy>),
+    /// An operator.
+    Operator(Operator),
+}
+
+impl Object {
+    /// Its kind and name.
+    pub fn name(&self) -> ObjectName {
+        match self {
+            Self::Account(account) => ObjectName::Account(account.name.clone()),
+            Self::AppGroup(group) => ObjectName::AppGroup(group.name.clone()),
+            Self::Policy(policy) => ObjectName::Policy(policy.name.clone()),
+            Self::Operator(operator) => ObjectName::Operator(operator.name.clone()),
+        }
+    }
+}
+
+/// The kind and name of a thing that documents describe.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "name", rename_all = "snake_case")]
+pub enum ObjectName {
+    /// An account.
+    Account(AccountName),
+    /// An app group.
+    AppGroup(AppGroupName),
+    /// A policy.
+    Policy(PolicyName),
+    /// An operator.
+    Operator(OperatorName),
+}
+
+impl ObjectName {
+    /// The kind, as documents spell it in the singular, and the name.
+    pub fn parts(&self) -> (&'static str, &str) {
+        match self {
+            Self::Account(name) => ("account", name.as_str()),
+            Self::AppGroup(name) => ("app_group", name.as_str()),
+            Self::Policy(name) => ("policy", name.as_str()),
+            Self::Operator(name) => ("operator", name.as_str()),
+        }
+    }
+}
+
+impl std::fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (kind, name) = self.parts();
+        write!(f, "{kind} {name}")
+    }
+}
+
+/// The last audit row of one writer that was cleared for removal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrunedRows {
+    /// The writer.
+    pub writer: WriterId,
+    /// The last removed row.
+    pub sequence: u64,
+    /// The chain value there: where the remaining rows go on.
+    pub chain: Chain,
+}

@@ -1,0 +1,19 @@
+//! The domain: pure, synchronous, without I/O, clocks or randomness. Everything it depends on is an argument.
+
+pub mod account;
+pub mod app_group;
+pub mod apple;
+pub mod audit;
+pub mod change;
+pub mod decide;
+pub mod document;
+pub mod enforcement;
+pub mod key;
+pub mod operation;
+pub mod operator;
+pub mod pattern;
+pub mod plan;
+pub mod policy;
+pub mod role;
+pub mod state;
+pub mod target;

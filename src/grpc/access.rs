@@ -1,0 +1,110 @@
+//! The access table: one row for each RPC, as data. An RPC without a row is not served.
+
+use crate::domain::operator::Power;
+
+/// Who may call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// Every client with an accepted certificate: policy decides.
+    Client,
+    /// Operators with the power.
+    Power(Power),
+    /// Operators with one of two powers; the use case checks which, for each thing it is about.
+    Either(Power, Power),
+    /// Operators with any power.
+    AnyPower,
+    /// Before init and while sealed, the operators that the configuration names; once open, operators with any power.
+    Bootstrap,
+}
+
+/// How many requests a second one caller may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Tokens: `limits.tokens_per_second`.
+    Tokens,
+    /// Everything else: `limits.admin_per_second`.
+    Admin,
+    /// None.
+    None,
+}
+
+/// What the audit keeps beside refusals, which it always keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audited {
+    /// A row for each decision.
+    EveryDecision,
+    /// A row with each change.
+    Changes,
+    /// Nothing else.
+    RefusalsOnly,
+}
+
+/// One row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// The path: `/package.Service/Method`.
+    pub path: &'static str,
+    /// Who may call.
+    pub who: Who,
+    /// How often.
+    pub limit: Limit,
+    /// What the audit keeps.
+    pub audited: Audited,
+}
+
+const fn row(path: &'static str, who: Who, limit: Limit, audited: Audited) -> Access {
+    Access { path, who, limit, audited }
+}
+
+const fn read(path: &'static str, who: Who) -> Access {
+    row(path, who, Limit::Admin, Audited::RefusalsOnly)
+}
+
+const fn change(path: &'static str, who: Who) -> Access {
+    row(path, who, Limit::Admin, Audited::Changes)
+}
+
+/// Every RPC, by path.
+pub const TABLE: &[Access] = &[
+    row("/grpc.health.v1.Health/Check", Who::Client, Limit::None, Audited::RefusalsOnly),
+    row("/grpc.health.v1.Health/List", Who::Client, Limit::None, Audited::RefusalsOnly),
+    row("/grpc.health.v1.Health/Watch", Who::Client, Limit::None, Audited::RefusalsOnly),
+    read("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Who::Client),
+    read("/p8broker.v1.AuditService/Follow", Who::Power(Power::Audit)),
+    read("/p8broker.v1.AuditService/List", Who::Power(Power::Audit)),
+    change("/p8broker.v1.AuditService/Prune", Who::Power(Power::Audit)),
+    read("/p8broker.v1.AuditService/Verify", Who::Power(Power::Audit)),
+    change("/p8broker.v1.KeyService/ConfirmRevokedAtApple", Who::Power(Power::Custody)),
+    read("/p8broker.v1.KeyService/GetKey", Who::AnyPower),
+    change("/p8broker.v1.KeyService/ImportKey", Who::Power(Power::Custody)),
+    read("/p8broker.v1.KeyService/ListKeys", Who::AnyPower),
+    change("/p8broker.v1.KeyService/ResumeKey", Who::Power(Power::Custody)),
+    change("/p8broker.v1.KeyService/RevokeKey", Who::Power(Power::Revoke)),
+    change("/p8broker.v1.KeyService/SuspendKey", Who::Power(Power::Custody)),
+    change("/p8broker.v1.PolicyService/Apply", Who::Either(Power::Administer, Power::AuthorPolicies)),
+    read("/p8broker.v1.PolicyService/GetAccount", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/GetAppGroup", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/GetOperator", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/GetPolicy", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/ListAccounts", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/ListAppGroups", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/ListOperators", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/ListPolicies", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/Plan", Who::Either(Power::Administer, Power::AuthorPolicies)),
+    read("/p8broker.v1.RevocationService/Exposure", Who::Power(Power::Revoke)),
+    change("/p8broker.v1.RevocationService/Reinstate", Who::Power(Power::Administer)),
+    change("/p8broker.v1.RevocationService/Revoke", Who::Power(Power::Revoke)),
+    change("/p8broker.v1.SystemService/ConfirmRekey", Who::Power(Power::Administer)),
+    change("/p8broker.v1.SystemService/Init", Who::Bootstrap),
+    change("/p8broker.v1.SystemService/Rekey", Who::Power(Power::Administer)),
+    change("/p8broker.v1.SystemService/Rotate", Who::Power(Power::Administer)),
+    change("/p8broker.v1.SystemService/Seal", Who::Power(Power::Unseal)),
+    read("/p8broker.v1.SystemService/Status", Who::Bootstrap),
+    change("/p8broker.v1.SystemService/Unseal", Who::Bootstrap),
+    row("/p8broker.v1.TokenService/IssueToken", Who::Client, Limit::Tokens, Audited::EveryDecision),
+];
+
+/// The row of a path.
+pub fn find(path: &str) -> Option<&'static Access> {
+    TABLE.binary_search_by(|row| row.path.cmp(path)).ok().and_then(|at| TABLE.get(at))
+}

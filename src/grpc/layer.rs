@@ -1,0 +1,181 @@
+//! What happens to every request before a service sees it.
+//!
+//! Steps: find the RPC's row; authenticate the connection anew, as its certificate may have lapsed since the last
+//! request; count it against the caller's limit; check the row's power on the newest state. Refusals of an authenticated
+//! caller are audited; those of a peer without an identity are only counted. The use cases check powers once more on the
+//! state they change.
+
+use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use http::{Request, Response};
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+
+use super::access::{self, Access, Limit, Who};
+use super::status::rate_limited;
+use crate::broker::{Broker, BrokerError, Caller, Phase};
+use crate::domain::operator::Power;
+use crate::domain::state::State;
+use crate::domain::target::Target;
+use crate::id::ClientId;
+use crate::identity::mtls::Peer;
+
+/// How many requests a second one caller may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// IssueToken.
+    pub tokens_per_second: NonZeroU32,
+    /// Everything else.
+    pub admin_per_second: NonZeroU32,
+}
+
+/// The layer: authenticates, limits and authorises.
+#[derive(Clone)]
+pub struct Gate(Arc<Inner>);
+
+struct Inner {
+    broker: Arc<Broker>,
+    tokens: DefaultKeyedRateLimiter<ClientId>,
+    admin: DefaultKeyedRateLimiter<ClientId>,
+}
+
+impl Gate {
+    /// A gate before one broker.
+    pub fn new(broker: Arc<Broker>, limits: Limits) -> Self {
+        Self(Arc::new(Inner {
+            broker,
+            tokens: RateLimiter::keyed(Quota::per_second(limits.tokens_per_second)),
+            admin: RateLimiter::keyed(Quota::per_second(limits.admin_per_second)),
+        }))
+    }
+
+    /// Forgets callers that have been quiet, so that memory does not grow; called every minute.
+    pub fn forget_quiet_callers(&self) {
+        for limiter in [&self.0.tokens, &self.0.admin] {
+            limiter.retain_recent();
+            limiter.shrink_to_fit();
+        }
+    }
+}
+
+impl Inner {
+    fn admit(&self, row: &Access, peer: Option<&Peer>) -> Result<Caller, Status> {
+        let peer = peer.ok_or_else(|| Status::unauthenticated("the connection has no client certificate"))?;
+        let caller = peer.caller().inspect_err(|error| {
+            // An unauthenticated peer never causes a row.
+            self.broker.metrics().denials.with_label_values(&[error.reason()]).inc();
+        })?;
+        let limiter = match row.limit {
+            Limit::Tokens => Some(&self.tokens),
+            Limit::Admin => Some(&self.admin),
+            Limit::None => None,
+        };
+        if limiter.is_some_and(|limiter| limiter.check_key(&caller.client).is_err()) {
+            self.broker.metrics().denials.with_label_values(&["RATE_LIMITED"]).inc();
+            return Err(rate_limited());
+        }
+        self.authorise(row, &caller).map_err(|error| {
+            self.broker.record_refused_rpc(&caller, row.path, &error);
+            Status::from(error)
+        })?;
+        Ok(caller)
+    }
+
+    fn authorise(&self, row: &Access, caller: &Caller) -> Result<(), BrokerError> {
+        let phase = self.broker.phase();
+        let open = match &*phase {
+            Phase::Open(open) => Some(open.state()),
+            Phase::NotInitialised | Phase::Sealed(_) | Phase::Refusing(_) => None,
+        };
+        let holds =
+            |power: Power| open.as_ref().is_some_and(|state| state.operator_with(&caller.client, power).is_some());
+        // What the vault's state is comes first: a sealed broker knows no operators.
+        let is_open = || self.broker.open().map(|_| ());
+        match row.who {
+            Who::Client => Ok(()),
+            Who::Power(power) => {
+                is_open().and_then(|()| if holds(power) { Ok(()) } else { Err(BrokerError::LacksPower(power)) })
+            }
+            Who::Either(first, second) => is_open().and_then(|()| {
+                if holds(first) || holds(second) { Ok(()) } else { Err(BrokerError::LacksPower(second)) }
+            }),
+            Who::AnyPower => is_open().and_then(|()| any_power(open.as_deref(), &caller.client)),
+            Who::Bootstrap if self.broker.is_bootstrap(&caller.client) => Ok(()),
+            Who::Bootstrap => match open.as_deref() {
+                Some(state) => any_power(Some(state), &caller.client),
+                None => Err(BrokerError::LacksPower(Power::Unseal)),
+            },
+        }
+    }
+}
+
+fn any_power(state: Option<&State>, client: &ClientId) -> Result<(), BrokerError> {
+    let revoked = state.is_some_and(|state| state.is_revoked(&Target::Client(client.clone())));
+    let known = state.is_some_and(|state| state.operators_of(client).next().is_some());
+    if known && !revoked { Ok(()) } else { Err(BrokerError::LacksPower(Power::Audit)) }
+}
+
+impl<S> Layer<S> for Gate {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { gate: Arc::clone(&self.0), inner }
+    }
+}
+
+/// A service behind the gate.
+#[derive(Clone)]
+pub struct Gated<S> {
+    gate: Arc<Inner>,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Gated<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let rpcs = self.gate.broker.metrics().rpcs.clone();
+        let Some(row) = access::find(request.uri().path()) else {
+            rpcs.with_label_values(&["unknown", "Unimplemented"]).inc();
+            return refuse(Status::unimplemented("there is no such RPC"));
+        };
+        let admitted = self.gate.admit(row, request.extensions().get::<Peer>());
+        match admitted {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                let answer = self.inner.call(request);
+                Box::pin(async move {
+                    let response = answer.await?;
+                    // A unary failure is known from the headers; a stream that began counts as answered.
+                    let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+                    rpcs.with_label_values(&[row.path, &format!("{code:?}")]).inc();
+                    Ok(response)
+                })
+            }
+            Err(status) => {
+                rpcs.with_label_values(&[row.path, &format!("{:?}", status.code())]).inc();
+                refuse(status)
+            }
+        }
+    }
+}
+
+fn refuse<E: Send + 'static>(status: Status) -> Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>> {
+    Box::pin(std::future::ready(Ok(status.into_http())))
+}

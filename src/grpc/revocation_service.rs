@@ -1,0 +1,85 @@
+//! `RevocationService`: revoking, and what is exposed.
+
+use tonic::{Request, Response, Status};
+
+use super::convert::{Fields, bad_page_token, page_token_in, page_token_out, time_out};
+use super::proto::revocation_service_server::RevocationService;
+use super::proto::{
+    ExposureRequest, ExposureResponse, LiveToken, ReinstateRequest, ReinstateResponse, Revocation, RevokeRequest,
+    RevokeResponse,
+};
+use super::{Service, caller};
+use crate::broker::{MOST_LISTED, Revoked};
+use crate::domain::audit;
+
+#[tonic::async_trait]
+impl RevocationService for Service {
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.get_ref();
+        let mut fields = Fields::default();
+        let parts = fields.target(request.target.as_ref()).zip(fields.reason(&request.reason));
+        let (target, reason) = fields.finish(parts)?;
+        let revoked = self.0.revoke(&caller, target, reason).await?;
+        Ok(Response::new(RevokeResponse { revocation: Some(revocation_out(revoked)) }))
+    }
+
+    async fn exposure(&self, request: Request<ExposureRequest>) -> Result<Response<ExposureResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.get_ref();
+        let mut fields = Fields::default();
+        let target = fields.target(request.target.as_ref());
+        let target = fields.finish(target)?;
+        let after = if request.page_token.is_empty() { None } else { Some(place(&request.page_token)?) };
+        let exposure = self.0.exposure(&caller, &target, after).await?;
+        let full = exposure.tokens.len() == MOST_LISTED as usize;
+        let next = exposure.tokens.last().filter(|_| full);
+        Ok(Response::new(ExposureResponse {
+            revision: exposure.revision.0,
+            count: exposure.totals.count,
+            last_expires_at: exposure.totals.last_expires_at.map(time_out),
+            next_page_token: next
+                .map(|last| page_token_out(&format!("{} {}", last.expires_at, last.id)))
+                .unwrap_or_default(),
+            exposure: exposure.tokens.into_iter().map(token_out).collect(),
+        }))
+    }
+
+    async fn reinstate(&self, request: Request<ReinstateRequest>) -> Result<Response<ReinstateResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.get_ref();
+        let mut fields = Fields::default();
+        let parts = fields.target(request.target.as_ref()).zip(fields.reason(&request.reason));
+        let (target, reason) = fields.finish(parts)?;
+        let revision = self.0.reinstate(&caller, target, reason).await?;
+        Ok(Response::new(ReinstateResponse { revision: revision.0 }))
+    }
+}
+
+fn place(token: &str) -> Result<(i64, String), Status> {
+    let text = page_token_in(token)?;
+    let parts = text.split_once(' ').and_then(|(time, id)| Some((time.parse().ok()?, id.to_owned())));
+    parts.ok_or_else(|| bad_page_token(token))
+}
+
+pub(super) fn revocation_out(revoked: Revoked) -> Revocation {
+    Revocation {
+        revision: revoked.exposure.revision.0,
+        count: revoked.exposure.totals.count,
+        last_expires_at: revoked.exposure.totals.last_expires_at.map(time_out),
+        exposure: revoked.exposure.tokens.into_iter().map(token_out).collect(),
+        left_at_apple: revoked.left_at_apple.unwrap_or_default(),
+    }
+}
+
+fn token_out(token: audit::LiveToken) -> LiveToken {
+    LiveToken {
+        token_id: token.id.to_string(),
+        client: token.client,
+        policy: token.policy,
+        key_id: token.key_id,
+        app_group: token.app_group,
+        issued_at: Some(time_out(token.issued_at)),
+        expires_at: Some(time_out(token.expires_at)),
+    }
+}

@@ -1,0 +1,104 @@
+//! The one place where an error becomes a gRPC status, with the rich error model of `google.rpc`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::broker::BrokerError;
+use crate::domain::decide::DenyReason;
+use crate::domain::document::Violation;
+use crate::identity::IdentityError;
+
+/// `ErrorInfo.domain` of every error.
+pub const DOMAIN: &str = "p8broker";
+
+/// When trying again may help.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+impl From<BrokerError> for Status {
+    fn from(error: BrokerError) -> Self {
+        let mut details = details(error.reason());
+        let retry = |details: &mut ErrorDetails| {
+            details.set_retry_info(Some(RETRY_AFTER));
+            Code::Unavailable
+        };
+        // No `_`: a new variant does not compile until somebody picks its code.
+        let code = match &error {
+            BrokerError::NotInitialised
+            | BrokerError::AlreadyInitialised
+            | BrokerError::TooManyKeys { .. }
+            | BrokerError::KeyState { .. }
+            | BrokerError::KeyIsGone
+            | BrokerError::NotRevoked(_)
+            | BrokerError::KeyFile(_)
+            | BrokerError::WrongMethod(_)
+            | BrokerError::NoRekey => Code::FailedPrecondition,
+            BrokerError::Sealed { .. } | BrokerError::Refusing { .. } => Code::Unavailable,
+            BrokerError::Denied { denial, decision_id } => {
+                let metadata = HashMap::from([("decision_id".to_owned(), decision_id.to_string())]);
+                details.set_error_info(error.reason(), DOMAIN, metadata);
+                if denial.reason == DenyReason::Sealed { Code::Unavailable } else { Code::PermissionDenied }
+            }
+            BrokerError::LacksPower(_) | BrokerError::OutsideAppGroup(_) => Code::PermissionDenied,
+            BrokerError::Invalid(violations) => {
+                add_violations(&mut details, violations);
+                Code::InvalidArgument
+            }
+            BrokerError::BadP8(why) => {
+                details.add_bad_request_violation("p8", why.to_string());
+                Code::InvalidArgument
+            }
+            BrokerError::Share { .. } | BrokerError::Split(_) => Code::InvalidArgument,
+            BrokerError::NotFound { .. } => Code::NotFound,
+            BrokerError::KeyExists { .. } | BrokerError::SameMaterial { .. } | BrokerError::UserHasKey { .. } => {
+                Code::AlreadyExists
+            }
+            BrokerError::Contended => retry(&mut details),
+            BrokerError::Unavailable(source) => {
+                tracing::error!(error = %source, "the store is not available"); // the source stays inside
+                retry(&mut details)
+            }
+            BrokerError::Internal(why) => {
+                tracing::error!(%why, "internal error");
+                Code::Internal
+            }
+        };
+        Self::with_error_details(code, error.to_string(), details)
+    }
+}
+
+impl From<IdentityError> for Status {
+    fn from(error: IdentityError) -> Self {
+        Self::with_error_details(Code::Unauthenticated, error.to_string(), details(error.reason()))
+    }
+}
+
+/// Fields that can't be accepted, all at once.
+pub fn invalid(violations: &[Violation]) -> Status {
+    BrokerError::Invalid(violations.to_vec()).into()
+}
+
+/// The caller sends more than it may.
+pub fn rate_limited() -> Status {
+    let mut details = details("RATE_LIMITED");
+    details.set_retry_info(Some(Duration::from_secs(1)));
+    let message = "this client sends more requests a second than it may; wait a second";
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+fn details(reason: &str) -> ErrorDetails {
+    ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())
+}
+
+fn add_violations(details: &mut ErrorDetails, violations: &[Violation]) {
+    // A status travels in HTTP headers: beyond some number, the rest is counted.
+    const MOST: usize = 50;
+    for violation in violations.iter().take(MOST) {
+        details.add_bad_request_violation(violation.path.clone(), violation.message.clone());
+    }
+    if let Some(more) = violations.len().checked_sub(MOST).filter(|more| *more > 0) {
+        details.add_bad_request_violation("", format!("and {more} more"));
+    }
+}

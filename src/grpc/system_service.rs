@@ -1,0 +1,125 @@
+//! `SystemService`: the vault as a whole.
+
+use tonic::{Request, Response, Status};
+
+use super::convert::Fields;
+use super::proto::system_service_server::SystemService;
+use super::proto::{
+    ConfirmRekeyRequest, ConfirmRekeyResponse, InitRequest, InitResponse, Phase, RekeyRequest, RekeyResponse,
+    RotateRequest, RotateResponse, SealRequest, SealResponse, StatusRequest, StatusResponse, UnsealRequest,
+    UnsealResponse,
+};
+use super::{Service, caller};
+use crate::broker::{self, RekeyStep, Shares};
+use crate::id::ClientId;
+use crate::secret::ShareText;
+
+/// Shares of an unseal key where a request does not say.
+const SHARES: Shares = Shares { shares: 5, threshold: 3 };
+
+#[tonic::async_trait]
+impl SystemService for Service {
+    async fn init(&self, request: Request<InitRequest>) -> Result<Response<InitResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.get_ref();
+        let asked = (request.shares, request.threshold) != (0, 0);
+        let shares = asked.then(|| numbers(request.shares, request.threshold));
+        let operators: Vec<ClientId> = self.0.bootstrap().to_vec();
+        let made = self.0.init(Some(&caller), shares, &operators).await?;
+        Ok(Response::new(InitResponse {
+            vault: made.vault.to_string(),
+            shares: texts(&made.shares),
+            threshold: made.threshold,
+        }))
+    }
+
+    async fn unseal(&self, request: Request<UnsealRequest>) -> Result<Response<UnsealResponse>, Status> {
+        let caller = caller(&request)?;
+        let share = Some(ShareText::new(request.into_inner().share)).filter(|share| !share.expose_share().is_empty());
+        let unsealed = self.0.unseal(&caller, share.as_ref()).await?;
+        Ok(Response::new(UnsealResponse {
+            sealed: unsealed.sealed,
+            given: unsealed.given,
+            threshold: unsealed.threshold,
+            why: unsealed.why,
+        }))
+    }
+
+    async fn seal(&self, request: Request<SealRequest>) -> Result<Response<SealResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut fields = Fields::default();
+        let reason = fields.reason(&request.get_ref().reason);
+        let reason = fields.finish(reason)?;
+        self.0.seal(&caller, reason).await?;
+        Ok(Response::new(SealResponse {}))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let (phase, why) = match &*self.0.phase() {
+            broker::Phase::NotInitialised => (Phase::NotInitialised, "run `p8broker operator init`".to_owned()),
+            broker::Phase::Sealed(why) => (Phase::Sealed, why.clone()),
+            broker::Phase::Refusing(why) => (Phase::Refusing, why.clone()),
+            broker::Phase::Open(_) => (Phase::Open, String::new()),
+        };
+        let mut status = StatusResponse {
+            phase: phase.into(),
+            why,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..StatusResponse::default()
+        };
+        if let broker::Phase::Open(open) = &*self.0.phase() {
+            let state = open.state();
+            status.vault = open.id().to_string();
+            status.revision = state.head().revision.0;
+            status.unseal_generation = state.unseal_generation();
+            status.root_key_version = state.root_version();
+        }
+        Ok(Response::new(status))
+    }
+
+    async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<RotateResponse>, Status> {
+        let root_key_version = self.0.rotate(&caller(&request)?).await?;
+        Ok(Response::new(RotateResponse { root_key_version }))
+    }
+
+    async fn rekey(&self, request: Request<RekeyRequest>) -> Result<Response<RekeyResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let new = numbers(request.new_shares, request.new_threshold);
+        let step = self.0.rekey(&caller, &shares(request.shares), new).await?;
+        Ok(Response::new(match step {
+            RekeyStep::Waiting { given, threshold } => RekeyResponse { given, threshold, ..RekeyResponse::default() },
+            RekeyStep::Staged { shares, threshold } => {
+                RekeyResponse { new_shares: texts(&shares), new_threshold: threshold, ..RekeyResponse::default() }
+            }
+            RekeyStep::Done(_) => RekeyResponse { done: true, ..RekeyResponse::default() },
+        }))
+    }
+
+    async fn confirm_rekey(
+        &self,
+        request: Request<ConfirmRekeyRequest>,
+    ) -> Result<Response<ConfirmRekeyResponse>, Status> {
+        let caller = caller(&request)?;
+        let rekeyed = self.0.confirm_rekey(&caller, &shares(request.into_inner().shares)).await?;
+        Ok(Response::new(ConfirmRekeyResponse {
+            done: rekeyed.done,
+            given: rekeyed.given,
+            threshold: rekeyed.threshold,
+            generation: rekeyed.generation,
+        }))
+    }
+}
+
+fn numbers(shares: u32, threshold: u32) -> Shares {
+    let or = |asked, default| if asked == 0 { default } else { asked };
+    Shares { shares: or(shares, SHARES.shares), threshold: or(threshold, SHARES.threshold) }
+}
+
+fn shares(texts: Vec<String>) -> Vec<ShareText> {
+    texts.into_iter().map(ShareText::new).collect()
+}
+
+fn texts(shares: &[ShareText]) -> Vec<String> {
+    shares.iter().map(|share| share.expose_share().to_owned()).collect()
+}

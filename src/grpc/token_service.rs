@@ -1,0 +1,83 @@
+//! `TokenService`: what clients use.
+
+use tonic::{Request, Response, Status};
+
+use super::convert::{Fields, enforcement_out, seconds_out, time_out};
+use super::proto::token_service_server::TokenService;
+use super::proto::{IssueTokenRequest, IssueTokenResponse};
+use super::{Service, caller};
+use crate::broker::{Issued, TokenAsk};
+use crate::domain::apple::{LONGEST_SCOPED_LIFETIME_S, MOST_SCOPE_BYTES, MOST_SCOPE_ENTRIES, SHORTEST_TTL_S};
+use crate::domain::decide::TokenRequest;
+use crate::domain::operation::Operation;
+use crate::id::{AppGroupName, ClientId};
+
+#[tonic::async_trait]
+impl TokenService for Service {
+    async fn issue_token(&self, request: Request<IssueTokenRequest>) -> Result<Response<IssueTokenResponse>, Status> {
+        let caller = caller(&request)?;
+        let ask = ask(caller.client.clone(), &request.into_inner())?;
+        let issued = self.0.issue(&caller, ask).await?;
+        Ok(Response::new(answer(&issued)))
+    }
+}
+
+fn ask(client: ClientId, request: &IssueTokenRequest) -> Result<TokenAsk, Status> {
+    let mut fields = Fields::default();
+    let app_group = fields.id("app_group", AppGroupName::parse(&request.app_group));
+    let role = fields.role("role", request.role);
+    let ttl_s = request.ttl.as_ref().and_then(|ttl| {
+        let seconds = fields.seconds("ttl", ttl)?;
+        if !(SHORTEST_TTL_S..=LONGEST_SCOPED_LIFETIME_S).contains(&seconds) {
+            return fields.refuse(
+                "ttl",
+                format!("must lie between {SHORTEST_TTL_S}s and {LONGEST_SCOPED_LIFETIME_S}s (180 days)"),
+            );
+        }
+        Some(seconds)
+    });
+    let scope = scope(&mut fields, &request.scope);
+    let parts = app_group.zip(role).zip(scope);
+    fields.finish(parts.map(|((app_group, role), scope)| TokenAsk {
+        request: TokenRequest { client, app_group, role, ttl_s, scope },
+        fresh: request.fresh,
+    }))
+}
+
+fn scope(fields: &mut Fields, entries: &[String]) -> Option<Vec<Operation>> {
+    if entries.len() > MOST_SCOPE_ENTRIES || entries.iter().map(String::len).sum::<usize>() > MOST_SCOPE_BYTES {
+        return fields
+            .refuse("scope", format!("has more than {MOST_SCOPE_ENTRIES} entries or {MOST_SCOPE_BYTES} bytes"));
+    }
+    let mut out = Vec::with_capacity(entries.len());
+    for (at, entry) in entries.iter().enumerate() {
+        match Operation::parse(entry) {
+            Ok(operation) => out.push(operation),
+            Err(error) => drop(fields.refuse::<()>(&format!("scope[{at}]"), error.to_string())),
+        }
+    }
+    if out.len() != entries.len() {
+        return None;
+    }
+    // One order and no repetition, so that equal scopes share one token.
+    out.sort();
+    out.dedup();
+    Some(out)
+}
+
+fn answer(issued: &Issued) -> IssueTokenResponse {
+    let permit = issued.token.permit();
+    IssueTokenResponse {
+        token: issued.token.expose_jwt().to_owned(),
+        token_id: issued.token.id().to_string(),
+        expires_at: Some(time_out(permit.expires_at())),
+        expires_in: Some(seconds_out(permit.expires_at().saturating_sub(issued.decided_at.seconds()))),
+        key_id: permit.key().id.to_string(),
+        issuer_id: permit.issuer_id().to_string(),
+        policy: permit.policy().name.to_string(),
+        revision: issued.revision.0,
+        enforced_by: permit.enforcement().into_iter().map(enforcement_out).collect(),
+        reused: issued.reused,
+        decision_id: issued.decision_id.to_string(),
+    }
+}

@@ -1,0 +1,197 @@
+//! One process: binds, opens the vault, serves, and stops in order.
+//!
+//! Steps of a start: TLS files, store, broker, ports; then the vault is opened, so that a sealed one can be reached.
+//! Steps of a stop: no new connections; requests on their way end, within the drain timeout; what is queued is committed;
+//! the database is closed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+use crate::broker::{Broker, Parts, Phase};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::grpc::{self, DESCRIPTORS, layer::Gate};
+use crate::metrics::Metrics;
+use crate::ops;
+use crate::store::Store;
+use crate::store::anchor::Anchor;
+use crate::store::sqlite::SqliteStore;
+use crate::tls::Tls;
+
+/// Why a server did not start, or did not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The TLS files can't be used.
+    #[error("TLS: {0}")]
+    Tls(#[from] crate::tls::TlsError),
+    /// The database can't be opened.
+    #[error("{0}")]
+    Store(#[from] crate::store::StoreError),
+    /// A port can't be had.
+    #[error("listening on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Serving failed.
+    #[error("serving: {0}")]
+    Serve(String),
+}
+
+/// A server whose ports are bound and whose broker has started.
+pub struct Server {
+    broker: Arc<Broker>,
+    tls: Arc<Tls>,
+    grpc: TcpListener,
+    ops: TcpListener,
+    config: Config,
+}
+
+impl Server {
+    /// Binds both ports and opens the store that the configuration names.
+    ///
+    /// # Errors
+    /// With what is in the way.
+    pub async fn bind(config: Config, clock: Arc<dyn Clock>) -> Result<Self, ServerError> {
+        let store = Arc::new(SqliteStore::open(&config.store.sqlite).await?);
+        Self::bind_with(config, store, clock).await
+    }
+
+    /// Binds both ports over a store that is open already.
+    ///
+    /// # Errors
+    /// With what is in the way.
+    pub async fn bind_with(config: Config, store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Result<Self, ServerError> {
+        let metrics = Metrics::new().map_err(|error| ServerError::Serve(error.to_string()))?;
+        let tls = Tls::load(config.tls_files(), Arc::clone(&clock), metrics.clone())?;
+        let broker = Broker::new(Parts {
+            store,
+            clock,
+            metrics,
+            key_source: config.key_source(),
+            bootstrap: config.bootstrap(),
+            anchor: config.anchor.file.as_deref().map(Anchor::at),
+        });
+        let (grpc, ops) = (listen(config.listen.grpc).await?, listen(config.listen.ops).await?);
+        broker.start().await;
+        Ok(Self { broker, tls: Arc::new(tls), grpc, ops, config })
+    }
+
+    /// The broker.
+    pub fn broker(&self) -> &Arc<Broker> {
+        &self.broker
+    }
+
+    /// Where gRPC is served.
+    ///
+    /// # Errors
+    /// Where the system does not say.
+    pub fn grpc_addr(&self) -> std::io::Result<SocketAddr> {
+        self.grpc.local_addr()
+    }
+
+    /// Where operations are served.
+    ///
+    /// # Errors
+    /// Where the system does not say.
+    pub fn ops_addr(&self) -> std::io::Result<SocketAddr> {
+        self.ops.local_addr()
+    }
+
+    /// Serves until told to stop, then drains.
+    ///
+    /// # Errors
+    /// Where serving failed.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), ServerError> {
+        let Self { broker, tls, grpc, ops, config } = self;
+        let tasks = TaskTracker::new();
+        let gate = Gate::new(Arc::clone(&broker), config.limits());
+        let (reporter, health) = tonic_health::server::health_reporter();
+        tasks.spawn(keep_house(Arc::clone(&broker), gate.clone(), reporter, stop.clone()));
+        let (watched, every) = (Arc::clone(&tls), Duration::from_secs(config.tls.reload_s));
+        let stop_watching = stop.clone();
+        tasks.spawn(async move { watched.watch(every, stop_watching).await });
+        let ops_stop = stop.clone();
+        let ops_router = ops::router(Arc::clone(&broker));
+        tasks.spawn(async move {
+            let serving = axum::serve(ops, ops_router).with_graceful_shutdown(ops_stop.cancelled_owned());
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the port for operations failed");
+            }
+        });
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .build_v1()
+            .map_err(|error| ServerError::Serve(error.to_string()))?;
+        let mut routes = Routes::builder();
+        grpc::add_services(&mut routes, &broker);
+        routes.add_service(health).add_service(reflection);
+        let connections = tls.accept(grpc, config.tls.max_connections, &tasks, stop.clone());
+        let serving = tonic::transport::Server::builder()
+            .layer(gate)
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .max_concurrent_streams(1024)
+            .add_routes(routes.routes())
+            .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.clone().cancelled_owned());
+        let drained = async {
+            stop.cancelled().await;
+            // Followers end by themselves once the broker stops; requests on their way finish first.
+            broker.begin_stop();
+            tokio::time::sleep(Duration::from_secs(config.drain.timeout_s)).await;
+        };
+        let outcome = tokio::select! {
+            outcome = serving => outcome.map_err(|error| ServerError::Serve(error.to_string())),
+            () = drained => {
+                tracing::warn!(timeout_s = config.drain.timeout_s, "requests were still on their way when the drain timeout ended");
+                Ok(())
+            }
+        };
+        broker.stop().await;
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+        tracing::info!("stopped");
+        outcome
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+}
+
+/// Every second: summaries of refusals, and the health service. Every minute: callers that have been quiet are forgotten.
+async fn keep_house(
+    broker: Arc<Broker>,
+    gate: Gate,
+    reporter: tonic_health::server::HealthReporter,
+    stop: CancellationToken,
+) {
+    let mut seconds = 0_u32;
+    let mut serving = None;
+    loop {
+        let open = matches!(&*broker.phase(), Phase::Open(_));
+        if serving != Some(open) {
+            serving = Some(open);
+            let status =
+                if open { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+            reporter.set_service_status("", status).await;
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
+            return;
+        }
+        broker.flush_denials();
+        seconds = seconds.wrapping_add(1);
+        if seconds.is_multiple_of(60) {
+            gate.forget_quiet_callers();
+        }
+    }
+}

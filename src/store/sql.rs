@@ -1,0 +1,89 @@
+//! The SQL that both engines understand, once.
+
+/// Columns of `audit`, in the order in which they are bound and read.
+pub(super) const AUDIT_COLUMNS: &str = "writer, sequence, at_ms, event, outcome, reason, decision_id, caller, identity, \
+     detail, policy, key_id, app_group, role, scope, token_id, issued_at, expires_at, revision, key_version, chain";
+
+/// How many there are.
+pub(super) const AUDIT_WIDTH: usize = 21;
+
+pub(super) const SEAL_ROW: &str = "select vault, generation, method, keyring from seal";
+pub(super) const PUT_SEAL_ROW: &str = "insert into seal (id, vault, generation, method, keyring) values (1, $1, $2, $3, $4) \
+     on conflict (id) do update set vault = excluded.vault, generation = excluded.generation, method = excluded.method, \
+     keyring = excluded.keyring";
+pub(super) const HEAD: &str = "select revision, chain from control_head";
+pub(super) const PUT_HEAD: &str = "insert into control_head (id, revision, chain) values (1, $1, $2) \
+     on conflict (id) do update set revision = excluded.revision, chain = excluded.chain";
+pub(super) const ADD_RECORD: &str =
+    "insert into control_log (revision, checkpoint, previous, sealed) values ($1, $2, $3, $4)";
+pub(super) const NEWEST_CHECKPOINT: &str = "select coalesce(max(revision), 0) from control_log where checkpoint = 1";
+pub(super) const RECORDS_FROM: &str =
+    "select revision, checkpoint, previous, sealed from control_log where revision >= $1 order by revision limit $2";
+pub(super) const SEALED_KEYS: &str = "select key_id, imported, sealed from sealed_keys order by key_id";
+pub(super) const PUT_KEY: &str = "insert into sealed_keys (key_id, imported, sealed) values ($1, $2, $3) \
+     on conflict (key_id) do update set imported = excluded.imported, sealed = excluded.sealed";
+pub(super) const DESTROY_KEY: &str = "delete from sealed_keys where key_id = $1";
+pub(super) const PUT_END: &str = "insert into audit_writer (writer, sequence, chain, revision, key_version, tag) \
+     values ($1, $2, $3, $4, $5, $6) on conflict (writer) do update set sequence = excluded.sequence, \
+     chain = excluded.chain, revision = excluded.revision, key_version = excluded.key_version, tag = excluded.tag";
+pub(super) const WRITER_ENDS: &str = "select w.writer, w.sequence, w.chain, w.revision, w.key_version, w.tag, \
+     (select a.chain from audit a where a.writer = w.writer and a.sequence = w.sequence) as row_chain, \
+     exists (select 1 from audit a where a.writer = w.writer and a.sequence > w.sequence) as has_more \
+     from audit_writer w order by w.writer";
+pub(super) const UNKNOWN_WRITERS: &str =
+    "select count(*) from audit where writer not in (select writer from audit_writer)";
+pub(super) const FIRST_KEPT: &str = "select min(sequence) from audit where writer = $1 \
+     and (at_ms >= $2 or (outcome = 'SIGNED' and expires_at > $3))";
+pub(super) const LAST_ROW: &str = "select max(sequence) from audit where writer = $1";
+pub(super) const CHAIN_AT: &str = "select chain from audit where writer = $1 and sequence = $2";
+pub(super) const REMOVE_ROWS: &str = "delete from audit where writer = $1 and sequence <= $2 and sequence < \
+     (select min(sequence) + $3 from audit where writer = $1)";
+
+/// `insert` of `rows` audit rows.
+pub(super) fn add_rows(rows: usize) -> String {
+    let mut sql = format!("insert into audit ({AUDIT_COLUMNS}) values ");
+    let mut parameter = 0_usize;
+    for row in 0..rows {
+        sql.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 0..AUDIT_WIDTH {
+            parameter = parameter.saturating_add(1);
+            let comma = if column == 0 { "" } else { ", " };
+            sql.push_str(&format!("{comma}${parameter}"));
+        }
+        sql.push(')');
+    }
+    sql
+}
+
+/// One writer's rows, in order.
+pub(super) fn rows_of_writer() -> String {
+    format!("select {AUDIT_COLUMNS} from audit where writer = $1 and sequence > $2 order by sequence limit $3")
+}
+
+/// Rows that match, oldest first, after a cursor. An absent filter is bound as null.
+pub(super) fn list_rows() -> String {
+    format!(
+        "select {AUDIT_COLUMNS} from audit where at_ms >= $1 and at_ms < $2 and ($3 is null or caller = $3) \
+         and ($4 is null or key_id = $4) and ($5 is null or policy = $5) and ($6 is null or outcome = $6) \
+         and ($7 is null or decision_id = $7) and (at_ms, writer, sequence) > ($8, $9, $10) \
+         order by at_ms, writer, sequence limit $11"
+    )
+}
+
+/// Live tokens under a target; `column` is one of the table's own, never a caller's text.
+pub(super) fn exposure_totals(column: &'static str) -> String {
+    format!("select count(*), max(expires_at) from audit where {}", live(column))
+}
+
+/// The same, one by one.
+pub(super) fn exposure(column: &'static str) -> String {
+    format!(
+        "select token_id, caller, policy, key_id, app_group, issued_at, expires_at, revision from audit where {} \
+         and (expires_at, token_id) > ($4, $5) order by expires_at, token_id limit $6",
+        live(column)
+    )
+}
+
+fn live(column: &'static str) -> String {
+    format!("outcome = 'SIGNED' and expires_at > $1 and revision < $2 and {column} = $3")
+}

@@ -1,0 +1,234 @@
+//! SQLite (3.35 and later, bundled): the embedded default, for one broker on one machine.
+//!
+//! One connection writes, in `BEGIN IMMEDIATE` transactions with `synchronous=FULL` on a write-ahead log; a few more
+//! read. A lock file keeps a second process out, so the head is moved by this process alone; the comparison is made in
+//! the transaction all the same.
+
+mod audit;
+mod control;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
+
+use super::{Append, AuditBatch, AuditCursor, ExposureTotals, Fenced, SealedKey, Store, StoreError, StoredEnd};
+use crate::clock::UnixMillis;
+use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
+use crate::domain::target::Target;
+use crate::id::{Chain, Head, Revision, WriterId};
+use crate::vault::log::SealedRecord;
+use crate::vault::unseal::SealRow;
+
+/// Readers serve listings and exposures; each holds a snapshot for one short query.
+const READERS: u32 = 4;
+
+/// How often emptying the write-ahead log is tried while a reader is in the way, and how long between two tries.
+const SCRUB_TRIES: u32 = 250;
+const SCRUB_PAUSE: Duration = Duration::from_millis(20);
+
+/// A vault in one SQLite file.
+pub struct SqliteStore {
+    /// `None` once closed.
+    writer: Mutex<Option<SqliteConnection>>,
+    readers: SqlitePool,
+    /// Held for as long as the store lives.
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens the file, makes it where it is missing, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// Where another process has it, or it is no database of ours.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        // Made here, so that it is never readable by others, not even for a moment.
+        let create = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+        create.map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5))
+            // INVARIANT (P6): deleted content is overwritten, not only unlinked.
+            .pragma("secure_delete", "on")
+            .disable_statement_logging();
+        let mut writer = options.connect().await.map_err(classify)?;
+        sqlx::migrate!("migrations/sqlite")
+            .run_direct(None, &mut writer, false)
+            .await
+            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .connect_with(options.read_only(true))
+            .await
+            .map_err(classify)?;
+        let store = Self { writer: Mutex::new(Some(writer)), readers, _lock: lock };
+        // INVARIANT (P6): a process killed between deleting a key and emptying the log has left that to this one.
+        store.scrub().await?;
+        Ok(store)
+    }
+
+    async fn writer(&self) -> Result<MappedMutexGuard<'_, SqliteConnection>, StoreError> {
+        let closed = |_| StoreError::Unavailable("the database is closed".to_owned());
+        MutexGuard::try_map(self.writer.lock().await, Option::as_mut).map_err(closed)
+    }
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let name = PathBuf::from(name);
+    let unavailable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", name.display()));
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&name).map_err(unavailable)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.display().to_string())),
+        Err(TryLockError::Error(error)) => Err(unavailable(error)),
+    }
+}
+
+/// What sqlx says, in the store's words.
+fn classify(error: sqlx::Error) -> StoreError {
+    match &error {
+        sqlx::Error::Database(inner) => match inner.code().as_deref() {
+            // SQLITE_CORRUPT, SQLITE_NOTADB, SQLITE_CONSTRAINT and its extended codes: rows that can't be ours.
+            Some("11" | "26" | "19" | "1555" | "2067" | "275" | "1299" | "3091") => {
+                StoreError::Corrupt(error.to_string())
+            }
+            _ => StoreError::Unavailable(error.to_string()),
+        },
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
+            StoreError::Corrupt(error.to_string())
+        }
+        _ => StoreError::Unavailable(error.to_string()),
+    }
+}
+
+/// SQLite has no unsigned integers; positions stay far below 2^63.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn unsigned(value: i64) -> Result<u64, StoreError> {
+    u64::try_from(value).map_err(|_| StoreError::Corrupt(format!("a position is negative: {value}")))
+}
+
+fn chain(bytes: &[u8]) -> Result<Chain, StoreError> {
+    bytes.try_into().map(Chain).map_err(|_| StoreError::Corrupt("a chain value does not have 32 bytes".to_owned()))
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn seal_row(&self) -> Result<Option<SealRow>, StoreError> {
+        control::seal_row(&self.readers).await
+    }
+
+    async fn head(&self) -> Result<Head, StoreError> {
+        control::head(&mut *self.writer().await?).await
+    }
+
+    async fn initialise(&self, first: Append) -> Result<(), StoreError> {
+        control::initialise(&mut *self.writer().await?, &first).await
+    }
+
+    async fn commit_rows(&self, decided_at: Option<Head>, batch: &AuditBatch) -> Result<Fenced, StoreError> {
+        control::commit_rows(&mut *self.writer().await?, decided_at, batch).await
+    }
+
+    async fn append(&self, append: &Append) -> Result<Fenced, StoreError> {
+        control::append(&mut *self.writer().await?, append).await
+    }
+
+    async fn scrub(&self) -> Result<(), StoreError> {
+        for _ in 0..SCRUB_TRIES {
+            if control::truncate_log(&mut *self.writer().await?).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(SCRUB_PAUSE).await;
+        }
+        Err(StoreError::Unavailable("a reader kept the write-ahead log from being emptied; try again".to_owned()))
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        // The last connection to close folds the write-ahead log into the file.
+        if let Some(writer) = self.writer.lock().await.take()
+            && let Err(error) = writer.close().await
+        {
+            tracing::warn!(%error, "the database did not close cleanly");
+        }
+    }
+
+    async fn newest_checkpoint(&self) -> Result<Revision, StoreError> {
+        control::newest_checkpoint(&self.readers).await
+    }
+
+    async fn records_from(&self, from: Revision, limit: u32) -> Result<Vec<SealedRecord>, StoreError> {
+        control::records_from(&self.readers, from, limit).await
+    }
+
+    async fn sealed_keys(&self) -> Result<Vec<SealedKey>, StoreError> {
+        control::sealed_keys(&self.readers).await
+    }
+
+    async fn writer_ends(&self) -> Result<Vec<StoredEnd>, StoreError> {
+        audit::writer_ends(&self.readers).await
+    }
+
+    async fn rows_of_writer(&self, writer: &WriterId, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        audit::rows_of_writer(&self.readers, writer, after, limit).await
+    }
+
+    async fn rows_of_unknown_writers(&self) -> Result<u64, StoreError> {
+        audit::rows_of_unknown_writers(&self.readers).await
+    }
+
+    async fn list_rows(
+        &self,
+        filter: &AuditFilter,
+        after: &AuditCursor,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>, StoreError> {
+        audit::list_rows(&self.readers, filter, after, limit).await
+    }
+
+    async fn prunable(
+        &self,
+        writer: &WriterId,
+        before: UnixMillis,
+        now_s: i64,
+    ) -> Result<Option<(u64, Chain)>, StoreError> {
+        audit::prunable(&self.readers, writer, before, now_s).await
+    }
+
+    async fn remove_rows(&self, writer: &WriterId, upto: u64, limit: u32) -> Result<u64, StoreError> {
+        audit::remove_rows(&mut *self.writer().await?, writer, upto, limit).await
+    }
+
+    async fn exposure_totals(
+        &self,
+        target: &Target,
+        before: Revision,
+        now_s: i64,
+    ) -> Result<ExposureTotals, StoreError> {
+        audit::exposure_totals(&self.readers, target, before, now_s).await
+    }
+
+    async fn exposure(
+        &self,
+        target: &Target,
+        before: Revision,
+        now_s: i64,
+        after: (i64, &str),
+        limit: u32,
+    ) -> Result<Vec<LiveToken>, StoreError> {
+        audit::exposure(&self.readers, target, before, now_s, after, limit).await
+    }
+}

@@ -1,0 +1,26 @@
+//! The one integration binary: real servers on loopback with mutual TLS, real SQLite files, an injected clock.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod access;
+mod audit;
+mod bad_input;
+mod cli;
+mod crash;
+mod harness;
+mod identity;
+mod issue;
+mod keys;
+mod leak;
+mod policy;
+mod revoke;
+mod seal;
+mod store;
+mod tamper;

@@ -1,0 +1,234 @@
+//! The suite that every engine passes: atomicity, durability, and the fence.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use p8broker::clock::UnixMillis;
+use p8broker::domain::audit::{AuditEvent, AuditFilter, AuditedToken, Outcome};
+use p8broker::domain::target::Target;
+use p8broker::id::{Chain, ClientId, Head, KeyId, Revision, TokenId, VaultId, WriterId};
+use p8broker::store::sqlite::SqliteStore;
+use p8broker::store::{Append, AuditBatch, AuditCursor, Fenced, KeyBytes, SealedKey, Store, StoreError};
+use p8broker::vault::audit_chain::WriterEnd;
+use p8broker::vault::keyring::Keyring;
+use p8broker::vault::log::SealedRecord;
+use p8broker::vault::unseal::{Method, SealRow, parse_key_file};
+use tempfile::TempDir;
+
+struct Fixture {
+    keyring: Keyring,
+    vault: VaultId,
+    end: WriterEnd,
+    head: Head,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let key = parse_key_file("11".repeat(32).as_bytes()).unwrap();
+        let keyring = Keyring::generate(&key).unwrap();
+        let vault = VaultId::from_random(1);
+        let end = WriterEnd::start(&keyring, &vault, WriterId::from_random(2)).unwrap();
+        Self { keyring, vault, end, head: Head::default() }
+    }
+
+    fn event(&self, token: Option<(u8, i64)>) -> AuditEvent {
+        AuditEvent {
+            at: UnixMillis(1000),
+            event: "IssueToken".to_owned(),
+            outcome: if token.is_some() { Outcome::Signed } else { Outcome::Changed },
+            reason: "OK".to_owned(),
+            decision_id: "d".to_owned(),
+            caller: "spiffe://a/b".to_owned(),
+            identity: String::new(),
+            detail: "quote ' and \u{1F511}".to_owned(),
+            policy: token.map(|_| "p".to_owned()),
+            key_id: token.map(|_| "AAAAAAAAAA".to_owned()),
+            app_group: token.map(|_| "g".to_owned()),
+            role: None,
+            scope: Some(String::new()),
+            token: token.map(|(id, expires_at)| AuditedToken {
+                id: TokenId::from_digest(&[id; 32]),
+                issued_at: 1,
+                expires_at,
+            }),
+            revision: self.head.revision,
+        }
+    }
+
+    /// Rows after the end; committing them is up to the test.
+    fn batch(&self, events: Vec<AuditEvent>) -> AuditBatch {
+        let mut end = self.end.clone();
+        let rows = events.into_iter().map(|event| end.push(&self.keyring, event).unwrap()).collect();
+        AuditBatch { rows, end: end.sealed(&self.keyring, &self.vault).unwrap() }
+    }
+
+    fn append(&self, keys: Vec<KeyBytes>) -> Append {
+        // The engine opens nothing: any bytes are a record to it.
+        let record = SealedRecord {
+            revision: self.head.revision.next(),
+            checkpoint: false,
+            previous: self.head.chain,
+            sealed: vec![7; 100],
+        };
+        Append { expected: self.head, record, audit: self.batch(vec![self.event(None)]), keys, seal: None }
+    }
+
+    fn moved(&mut self, append: &Append) {
+        self.head = append.record.head();
+        self.end = append.audit.end.clone();
+    }
+
+    async fn initialised(store: &dyn Store) -> Self {
+        let mut fixture = Self::new();
+        let row = SealRow::seal(&fixture.vault, 1, Method::KeyFile, &fixture.keyring).unwrap();
+        let first = Append { seal: Some(row), ..fixture.append(vec![]) };
+        store.initialise(first.clone()).await.unwrap();
+        fixture.moved(&first);
+        fixture
+    }
+}
+
+/// Each engine runs the whole suite.
+async fn suite(store: &dyn Store) {
+    assert_eq!(store.seal_row().await.unwrap(), None);
+    assert_eq!(store.head().await.unwrap(), Head::default());
+    let mut fixture = Fixture::initialised(store).await;
+    let again = Append { seal: store.seal_row().await.unwrap(), ..Fixture::new().append(vec![]) };
+    assert_eq!(store.initialise(again).await, Err(StoreError::AlreadyInitialised));
+    assert_eq!(store.head().await.unwrap(), fixture.head);
+    fence(store, &mut fixture).await;
+    keys(store, &mut fixture).await;
+    exposure(store, &mut fixture).await;
+    listing_and_pruning(store, &mut fixture).await;
+}
+
+async fn fence(store: &dyn Store, fixture: &mut Fixture) {
+    let batch = fixture.batch(vec![fixture.event(Some((1, 100)))]);
+    let before = store.writer_ends().await.unwrap();
+    // Another revision, and the right revision of another history.
+    for head in [
+        Head { revision: fixture.head.revision.next(), ..fixture.head },
+        Head { chain: Chain([9; 32]), ..fixture.head },
+        Head::default(),
+    ] {
+        assert_eq!(store.commit_rows(Some(head), &batch).await.unwrap(), Fenced::HeadMoved);
+        let mut append = fixture.append(vec![]);
+        append.expected = head;
+        assert_eq!(store.append(&append).await.unwrap(), Fenced::HeadMoved);
+    }
+    assert_eq!(store.writer_ends().await.unwrap(), before, "nothing was written");
+    assert_eq!(store.records_from(Revision(1), 10).await.unwrap().len(), 1);
+    assert_eq!(store.commit_rows(Some(fixture.head), &batch).await.unwrap(), Fenced::Committed);
+    fixture.end = batch.end.clone();
+    let append = fixture.append(vec![]);
+    assert_eq!(store.append(&append).await.unwrap(), Fenced::Committed);
+    // The row that was decided before the change comes too late.
+    let late = fixture.batch(vec![fixture.event(Some((2, 100)))]);
+    assert_eq!(store.commit_rows(Some(fixture.head), &late).await.unwrap(), Fenced::HeadMoved);
+    fixture.moved(&append);
+    assert_eq!(store.head().await.unwrap(), fixture.head);
+    assert_eq!(store.records_from(Revision(2), 10).await.unwrap(), [append.record]);
+    // Refusals need no fence.
+    let refusal = fixture.batch(vec![fixture.event(None)]);
+    assert_eq!(store.commit_rows(None, &refusal).await.unwrap(), Fenced::Committed);
+    fixture.end = refusal.end;
+    let ends = store.writer_ends().await.unwrap();
+    assert_eq!((ends.len(), &ends[0].end), (1, &fixture.end));
+    assert!(ends[0].row_chain == Some(fixture.end.chain) && !ends[0].has_more);
+}
+
+async fn keys(store: &dyn Store, fixture: &mut Fixture) {
+    let id = KeyId::parse("AAAAAAAAAA").unwrap();
+    let key = SealedKey { key_id: id.clone(), imported: fixture.head.revision.next(), sealed: vec![1; 300] };
+    let put = fixture.append(vec![KeyBytes::Put(key.clone())]);
+    assert_eq!(store.append(&put).await.unwrap(), Fenced::Committed);
+    fixture.moved(&put);
+    assert_eq!(store.sealed_keys().await.unwrap(), [key]);
+    let destroy = fixture.append(vec![KeyBytes::Destroy(id)]);
+    // All or nothing: a change that loses the fence leaves the key.
+    let mut lost = destroy.clone();
+    lost.expected = Head::default();
+    assert_eq!(store.append(&lost).await.unwrap(), Fenced::HeadMoved);
+    assert_eq!(store.sealed_keys().await.unwrap().len(), 1);
+    assert_eq!(store.append(&destroy).await.unwrap(), Fenced::Committed);
+    fixture.moved(&destroy);
+    store.scrub().await.unwrap();
+    assert_eq!(store.sealed_keys().await.unwrap(), []);
+}
+
+async fn exposure(store: &dyn Store, fixture: &mut Fixture) {
+    let events = (10..20).map(|id| fixture.event(Some((id, 1000 + i64::from(id)))));
+    let batch = fixture.batch(events.collect());
+    assert_eq!(store.commit_rows(Some(fixture.head), &batch).await.unwrap(), Fenced::Committed);
+    fixture.end = batch.end;
+    let client = Target::Client(ClientId::parse("spiffe://a/b").unwrap());
+    let next = fixture.head.revision.next();
+    let totals = store.exposure_totals(&client, next, 1012).await.unwrap();
+    assert_eq!((totals.count, totals.last_expires_at), (7, Some(1019)), "alive is strictly after now");
+    let none = store.exposure_totals(&client, fixture.head.revision, 1012).await.unwrap();
+    assert_eq!((none.count, none.last_expires_at), (0, None), "strictly before the revision");
+    let first = store.exposure(&client, next, 1012, (0, ""), 4).await.unwrap();
+    let last = first.last().unwrap();
+    let rest = store.exposure(&client, next, 1012, (last.expires_at, last.id.as_str()), 4).await.unwrap();
+    let times: Vec<i64> = first.iter().chain(&rest).map(|token| token.expires_at).collect();
+    assert_eq!(times, (1013..1020).collect::<Vec<_>>());
+    let other = Target::Client(ClientId::parse("spiffe://a/c").unwrap());
+    assert_eq!(store.exposure_totals(&other, next, 0).await.unwrap().count, 0);
+}
+
+async fn listing_and_pruning(store: &dyn Store, fixture: &mut Fixture) {
+    let start = AuditCursor { at: UnixMillis(i64::MIN), ..AuditCursor::default() };
+    let all = store.list_rows(&AuditFilter::default(), &start, 1000).await.unwrap();
+    assert_eq!(u64::try_from(all.len()).unwrap(), fixture.end.sequence);
+    assert_eq!(all[0].event.detail, "quote ' and \u{1F511}");
+    assert_eq!(all[0].event.scope, Some(String::new()), "empty and absent differ");
+    let id = &fixture.end.writer;
+    assert_eq!(store.rows_of_writer(id, 0, 1000).await.unwrap(), all);
+    assert_eq!(store.rows_of_writer(id, 3, 2).await.unwrap(), all[3..5]);
+    assert_eq!(store.rows_of_unknown_writers().await.unwrap(), 0);
+    // Rows of tokens alive at 1015 keep themselves and all after them.
+    let (upto, chain) = store.prunable(id, UnixMillis(i64::MAX), 1015).await.unwrap().unwrap();
+    assert_eq!(all[usize::try_from(upto).unwrap()].event.token.as_ref().unwrap().expires_at, 1016);
+    assert_eq!(chain, all[usize::try_from(upto).unwrap() - 1].chain);
+    assert_eq!(store.prunable(id, UnixMillis(0), 1015).await.unwrap(), None);
+    let mut removed = 0;
+    loop {
+        let chunk = store.remove_rows(id, upto, 3).await.unwrap();
+        assert!(chunk <= 3);
+        removed += chunk;
+        if chunk == 0 {
+            break;
+        }
+    }
+    assert_eq!(removed, upto);
+    assert_eq!(store.rows_of_writer(id, 0, 1000).await.unwrap(), all[usize::try_from(upto).unwrap()..]);
+}
+
+#[tokio::test]
+async fn sqlite_passes_the_suite_and_keeps_what_it_acknowledged() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("vault.db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    suite(&store).await;
+    let (head, ends) = (store.head().await.unwrap(), store.writer_ends().await.unwrap());
+    store.close().await;
+    assert!(store.head().await.is_err(), "closed");
+    drop(store);
+    let store = SqliteStore::open(&path).await.unwrap();
+    assert_eq!((store.head().await.unwrap(), store.writer_ends().await.unwrap()), (head, ends));
+}
+
+#[tokio::test]
+async fn sqlite_lets_one_process_in_and_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("vault.db");
+    let store = Arc::new(SqliteStore::open(&path).await.unwrap());
+    assert!(matches!(SqliteStore::open(&path).await.err(), Some(StoreError::Locked(_))));
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&dir.path().join("vault.db-wal"))), (0o600, 0o600));
+    store.close().await;
+    drop(store);
+    std::fs::write(&path, b"this is not a database, and never was one, whatever its name says").unwrap();
+    assert!(matches!(SqliteStore::open(&path).await.err(), Some(StoreError::Corrupt(_))));
+}
