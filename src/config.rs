@@ -16,9 +16,9 @@ use crate::grpc::layer::Limits;
 use crate::id::{ClientId, is_dns_name, is_trust_domain};
 use crate::tls::{ClientCaFile, TlsFiles};
 
-/// The prefix of environment variables. Those of the command line (`P8BROKER_ADDR` and its like) are no settings.
+/// The prefix of environment variables. Only those with two underscores are settings: the command line has some of its own,
+/// and Kubernetes sets `P8BROKER_PORT` and its like for a Service of this name.
 const PREFIX: &str = "P8BROKER_";
-const NOT_SETTINGS: &[&str] = &["ADDR", "CACERT", "CERT", "KEY", "SERVER_NAME"];
 
 /// Why a configuration can't be used: every reason, one a line.
 #[derive(Debug, thiserror::Error)]
@@ -324,9 +324,7 @@ impl Config {
 }
 
 fn environment() -> Env {
-    Env::prefixed(PREFIX)
-        .filter(|key| !NOT_SETTINGS.iter().any(|not| key.as_str().eq_ignore_ascii_case(not)))
-        .split("__")
+    Env::prefixed(PREFIX).filter(|key| key.as_str().contains("__")).split("__")
 }
 
 /// One error of figment, with a suggestion where a key is unknown.

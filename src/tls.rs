@@ -35,6 +35,9 @@ use crate::metrics::Metrics;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// Handshakes at a time; further peers wait in the system's queue.
+const HANDSHAKES: usize = 256;
+
 /// Connections that have finished their handshake and wait for the server.
 const WAITING: usize = 64;
 
@@ -160,16 +163,24 @@ impl Tls {
     ) -> mpsc::Receiver<std::io::Result<Connection>> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let (tls, tasks_of_handshakes) = (Arc::clone(self), tasks.clone());
-        let slots = Arc::new(Semaphore::new(most));
+        let (slots, handshakes) = (Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(HANDSHAKES)));
         tasks.spawn(async move {
             loop {
-                let Some(Ok(slot)) = stop.run_until_cancelled(Arc::clone(&slots).acquire_owned()).await else { return };
+                let free = Arc::clone(&handshakes).acquire_owned();
+                let Some(Ok(shaking)) = stop.run_until_cancelled(free).await else { return };
                 let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { return };
                 match accepted {
                     Ok((stream, _)) => {
-                        let (tls, sender) = (Arc::clone(&tls), sender.clone());
+                        let (tls, sender, slots) = (Arc::clone(&tls), sender.clone(), Arc::clone(&slots));
                         tasks_of_handshakes.spawn(async move {
-                            if let Some(connection) = tls.handshake(stream, slot).await {
+                            let shaken = tls.handshake(stream).await;
+                            drop(shaking);
+                            // A peer without an accepted certificate never takes a connection's place.
+                            let connection = shaken.and_then(|(stream, peer)| {
+                                let slot = slots.try_acquire_owned().ok()?;
+                                Some(Connection { stream, peer, _slot: slot })
+                            });
+                            if let Some(connection) = connection {
                                 // A server that is stopping has closed the receiver.
                                 let _ = sender.send(Ok(connection)).await;
                             }
@@ -186,7 +197,7 @@ impl Tls {
         receiver
     }
 
-    async fn handshake(&self, stream: TcpStream, slot: OwnedSemaphorePermit) -> Option<Connection> {
+    async fn handshake(&self, stream: TcpStream) -> Option<(TlsStream<TcpStream>, Peer)> {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY");
         }
@@ -202,7 +213,7 @@ impl Tls {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let peer = Peer::new(chain, Arc::clone(&self.trust), Arc::clone(&self.clock));
-        Some(Connection { stream, peer, _slot: slot })
+        Some((stream, peer))
     }
 }
 

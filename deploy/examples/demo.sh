@@ -80,6 +80,8 @@ if command -v openssl > /dev/null; then
     openssl pkey -in "$p8" -pubout -out "$work/public.pem"
     printf '%s' "${token%.*}" | openssl dgst -sha256 -verify "$work/public.pem" -signature "$work/signature.der" |
         sed "s/^/  signature: /; s/\$/, says $(openssl version | cut -d' ' -f1,2)/"
+else
+    echo "  (openssl is not here; with it, this would be verified a second time)"
 fi
 
 tell "5. Somebody without a policy asks, and is refused; an operator can look up why."

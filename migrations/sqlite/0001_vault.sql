@@ -46,7 +46,7 @@ create table audit_writer (
 -- What happened. Times: `at_ms` in Unix milliseconds, `issued_at` and `expires_at` in Unix seconds.
 create table audit (
     writer text not null,
-    sequence integer not null,
+    sequence integer not null check (sequence > 0),
     at_ms integer not null,
     event text not null,
     outcome text not null,

@@ -53,13 +53,27 @@ impl Broker {
         let propose = move |state: &State, _: &Keyring| {
             // Planned again where the head has moved: what is applied is what was checked on this very state.
             let plan = plan_for(&desired, unnamed, state, &client)?;
+            let detail = Some(detail(&plan.steps));
             *planned.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = plan.steps;
-            Ok(Proposal { change: plan.change, ..Proposal::default() })
+            Ok(Proposal { change: plan.change, detail, ..Proposal::default() })
         };
         let changed = open.ledger.change(asker, Box::new(propose)).await?;
         let steps = std::mem::take(&mut *steps.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         Ok(Applied { steps, revision: changed.state.head().revision })
     }
+}
+
+/// What the audit says: each step that changes something, and how.
+fn detail(steps: &[Step]) -> String {
+    const MOST: usize = 4000;
+    let one = |step: &Step| {
+        let verb = step.action.as_str().to_ascii_lowercase();
+        let changes = if step.changes.is_empty() { String::new() } else { format!(" ({})", step.changes.join("; ")) };
+        format!("{verb} {}{changes}", step.object)
+    };
+    let all = steps.iter().filter(|step| step.action != Action::Keep).map(one).collect::<Vec<_>>().join(", ");
+    // The control log has all of it; a row need not.
+    if all.len() <= MOST { all } else { all.chars().take(MOST).chain("…".chars()).collect() }
 }
 
 /// Plans, and checks that the caller may make each step.

@@ -137,6 +137,12 @@ impl Broker {
             }
             self.verify_writer(&mut done, writer, stored.end.sequence, &stored.end.chain, &open.vault.keyring())
                 .await?;
+            if stored.has_more {
+                done.find(writer.id.as_str(), stored.end.sequence, "rows after the writer's end were added");
+            }
+            if writer.pruned_sequence > 0 && self.has_cleared_rows(writer).await? {
+                done.find(writer.id.as_str(), 0, "rows that were cleared for removal are still there; prune once more");
+            }
         }
         for writer in state.writers().values() {
             let stored = ends.iter().find(|stored| stored.end.writer == writer.id);
@@ -149,6 +155,16 @@ impl Broker {
             done.find("", 0, &format!("{strangers} rows of writers that were never started"));
         }
         Ok(done)
+    }
+
+    /// Whether a prune was killed before it had removed what it had cleared; or somebody put rows there.
+    async fn has_cleared_rows(&self, writer: &Writer) -> Result<bool, BrokerError> {
+        match self.parts.store.rows_of_writer(&writer.id, 0, 1).await {
+            Ok(rows) => Ok(rows.first().is_some_and(|row| row.sequence <= writer.pruned_sequence)),
+            // Rows that can't be read are found by walking them.
+            Err(crate::store::StoreError::Corrupt(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn verify_writer(
@@ -212,12 +228,19 @@ impl Broker {
     /// # Errors
     /// Where the caller lacks the power, or the database is away.
     pub async fn prune_audit(&self, caller: &Caller, before: UnixMillis) -> Result<Pruned, BrokerError> {
+        let open = self.open()?;
         let state = self.state_for(caller, Power::Audit)?;
         let now_s = self.parts.clock.now().seconds();
         let mut upto = Vec::new();
         for writer in state.writers().values() {
             let last = self.parts.store.prunable(&writer.id, before, now_s).await?;
             if let Some((sequence, chain)) = last.filter(|(sequence, _)| *sequence > writer.pruned_sequence) {
+                // What is removed was whole: a prune must not hide that something was changed.
+                let mut done = Verification { rows: 0, writers: 0, findings: Vec::new() };
+                self.verify_writer(&mut done, writer, sequence, &chain, &open.vault.keyring()).await?;
+                if !done.findings.is_empty() {
+                    return Err(BrokerError::AuditNotWhole(done.findings.len()));
+                }
                 upto.push(PrunedRows { writer: writer.id.clone(), sequence, chain });
             }
         }

@@ -7,7 +7,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
-use super::error::BrokerError;
 use super::{Broker, Caller, Phase};
 use crate::domain::audit::{AuditEvent, Outcome};
 use crate::id::{DecisionId, Revision};
@@ -82,22 +81,22 @@ impl Broker {
     }
 
     /// Records that an authenticated caller was refused an RPC.
-    pub fn record_refused_rpc(&self, caller: &Caller, method: &str, error: &BrokerError) {
+    pub fn record_refused_rpc(&self, caller: &Caller, method: &str, reason: &str) {
         let Ok(decision_id) = self.decision_id() else { return };
         match &*self.phase() {
             Phase::Open(open) => {
                 let revision = open.state().head().revision;
-                self.record_denial(self.refusal(caller, method, error, &decision_id, revision));
+                self.record_denial(self.refusal(caller, method, reason, &decision_id, revision));
             }
-            _ => self.remember_while_sealed(caller, method, error, &decision_id),
+            _ => self.remember_while_sealed(caller, method, reason, &decision_id),
         }
     }
 
     /// Keeps what happens while sealed for the audit of the next unseal.
-    pub(super) fn remember_while_sealed(&self, caller: &Caller, method: &str, error: &BrokerError, id: &DecisionId) {
-        tracing::info!(caller = %caller.client, method, reason = error.reason(), "refused while not serving");
-        self.parts.metrics.denials.with_label_values(&[error.reason()]).inc();
-        let event = self.refusal(caller, method, error, id, Revision::default());
+    pub(super) fn remember_while_sealed(&self, caller: &Caller, method: &str, reason: &str, id: &DecisionId) {
+        tracing::info!(caller = %caller.client, method, reason, "refused while not serving");
+        self.parts.metrics.denials.with_label_values(&[reason]).inc();
+        let event = self.refusal(caller, method, reason, id, Revision::default());
         self.recent(|recent| {
             if recent.while_sealed.len() < MOST_KEPT {
                 recent.while_sealed.push_back(event);
@@ -144,7 +143,7 @@ impl Broker {
         &self,
         caller: &Caller,
         method: &str,
-        error: &BrokerError,
+        reason: &str,
         decision_id: &DecisionId,
         revision: Revision,
     ) -> AuditEvent {
@@ -152,7 +151,7 @@ impl Broker {
             at: self.parts.clock.now(),
             event: method.to_owned(),
             outcome: Outcome::Denied,
-            reason: error.reason().to_owned(),
+            reason: reason.to_owned(),
             decision_id: decision_id.to_string(),
             caller: caller.client.to_string(),
             identity: caller.identity.clone(),

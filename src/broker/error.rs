@@ -18,13 +18,13 @@ pub enum BrokerError {
     #[error("the vault is initialised already; nothing was changed")]
     AlreadyInitialised,
     /// The vault is sealed.
-    #[error("the vault is sealed: {why}")]
+    #[error("the vault is sealed; an operator must unseal it (`p8broker operator status` says why)")]
     Sealed {
         /// Why, and what to do.
         why: String,
     },
     /// The database is not what this broker wrote.
-    #[error("the broker refuses to serve: {why}")]
+    #[error("the broker refuses to serve, as its database is not what it wrote (`p8broker operator status` says more)")]
     Refusing {
         /// What was found.
         why: String,
@@ -103,6 +103,17 @@ pub enum BrokerError {
     /// A key is never reinstated.
     #[error("a revoked key is never reinstated; import a new one")]
     KeyIsGone,
+    /// Nobody could administer any more.
+    #[error(
+        "`{0}` is the last administrator that is not revoked: nobody could ever reinstate it; make another one first"
+    )]
+    LastAdministrator(String),
+    /// The caller is no operator.
+    #[error("this takes an operator; this client is none")]
+    NotAnOperator,
+    /// The audit is damaged.
+    #[error("the audit is not whole ({0} findings), so nothing is removed from it; run `p8broker audit verify`")]
+    AuditNotWhole(usize),
     /// The revocation to lift does not stand.
     #[error("`{0}` is not revoked")]
     NotRevoked(String),
@@ -159,6 +170,9 @@ impl BrokerError {
             Self::UserHasKey { .. } => "USER_HAS_KEY",
             Self::KeyState { .. } => "KEY_STATE",
             Self::KeyIsGone => "KEY_IS_GONE",
+            Self::LastAdministrator(_) => "LAST_ADMINISTRATOR",
+            Self::NotAnOperator => "NOT_AN_OPERATOR",
+            Self::AuditNotWhole(_) => "AUDIT_NOT_WHOLE",
             Self::NotRevoked(_) => "NOT_REVOKED",
             Self::Share { .. } => "BAD_SHARE",
             Self::Split(_) => "BAD_SHARE_NUMBERS",

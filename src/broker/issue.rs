@@ -20,10 +20,12 @@ use super::ledger::Committed;
 use super::{Broker, Caller, OpenVault};
 use crate::clock::{Stopwatch, UnixMillis};
 use crate::domain::audit::{AuditEvent, AuditedToken, Outcome};
-use crate::domain::decide::{Denial, Permit, TokenRequest, decide};
+use crate::domain::decide::{Decision, Denial, Permit, TokenRequest, decide};
+use crate::domain::enforcement::Enforcement;
+use crate::domain::operation::Operation;
 use crate::domain::state::State;
 use crate::domain::target::Target;
-use crate::id::{AppGroupName, ClientId, DecisionId, Head, KeyId, PolicyName, Revision};
+use crate::id::{AppGroupName, ClientId, DecisionId, KeyId, PolicyName, Revision};
 use crate::signer::SignedToken;
 
 /// A token whose row lost the head this often answers that the control plane is contended.
@@ -54,6 +56,8 @@ pub struct Issued {
     pub decided_at: UnixMillis,
     /// Whether it was handed out before.
     pub reused: bool,
+    /// Who holds the bearer to each limit, as of this decision (P9).
+    pub enforced_by: Vec<Enforcement>,
 }
 
 /// Tokens kept for reuse.
@@ -110,7 +114,7 @@ impl Broker {
         let open = match self.open() {
             Ok(open) => open,
             Err(error) => {
-                self.remember_while_sealed(caller, "IssueToken", &error, &decision_id);
+                self.remember_while_sealed(caller, "IssueToken", error.reason(), &decision_id);
                 return Err(error);
             }
         };
@@ -149,7 +153,7 @@ impl Broker {
             policy: permit.policy().name.clone(),
             key: permit.key().id.clone(),
             group: permit.app_group().name.clone(),
-            scope: scope_text(permit),
+            scope: scope_text(permit.scope()),
             ttl_s: ask.request.ttl_s,
         };
         open.tokens.0.get_with(slot, Arc::default)
@@ -172,7 +176,7 @@ impl Broker {
             let token = Arc::clone(&earlier.token);
             drop(cached);
             let event = event(caller, ask, &permit, &token, Outcome::Reused, decision_id);
-            return self.commit(open, event, permit.head(), permit.decided_at(), token, true, decision_id).await;
+            return self.commit(open, event, &permit.decision(), token, decision_id).await;
         }
         let issued = self.sign_and_commit(open, caller, ask, permit, decision_id).await?;
         if let Some(issued) = &issued {
@@ -191,36 +195,35 @@ impl Broker {
     ) -> Result<Option<Issued>, BrokerError> {
         // A key that was destroyed since the decision: the head has moved, so decide again.
         let Some(key) = open.vault.signing_key(&permit.key().id) else { return Ok(None) };
-        let (head, decided_at) = (permit.head(), permit.decided_at());
+        let decision = permit.decision();
         let watch = Stopwatch::start();
         let token = key.sign(permit).map_err(|error| BrokerError::Internal(error.to_string()))?;
         self.observe("sign", watch);
         let event = event(caller, ask, token.permit(), &token, Outcome::Signed, decision_id);
-        self.commit(open, event, head, decided_at, Arc::new(token), false, decision_id).await
+        self.commit(open, event, &decision, Arc::new(token), decision_id).await
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what a row and an answer consist of, from two callers")]
     async fn commit(
         &self,
         open: &OpenVault,
         event: AuditEvent,
-        head: Head,
-        decided_at: UnixMillis,
+        decision: &Decision,
         token: Arc<SignedToken>,
-        reused: bool,
         decision_id: &DecisionId,
     ) -> Result<Option<Issued>, BrokerError> {
         let watch = Stopwatch::start();
-        let committed = open.ledger.commit(event, head).await;
+        let reused = event.outcome == Outcome::Reused;
+        let committed = open.ledger.commit(event, decision.head).await;
         self.observe("commit", watch);
         match committed {
             // INVARIANT (P4): the token is let go here, and nowhere else.
             Committed::Yes => Ok(Some(Issued {
                 token,
-                revision: head.revision,
+                revision: decision.head.revision,
                 decision_id: decision_id.clone(),
-                decided_at,
+                decided_at: decision.at,
                 reused,
+                enforced_by: decision.enforced_by.clone(),
             })),
             Committed::HeadMoved => Ok(None),
             Committed::Unavailable => Err(BrokerError::Unavailable(crate::store::StoreError::Unavailable(
@@ -244,7 +247,7 @@ impl Broker {
             key_id: None,
             app_group: Some(request.app_group.to_string()),
             role: Some(request.role.to_string()),
-            scope: None,
+            scope: Some(scope_text(&request.scope)).filter(|scope| !scope.is_empty()),
             token: None,
             revision: denial.head.revision,
         };
@@ -279,7 +282,7 @@ fn event(
         key_id: Some(permit.key().id.to_string()),
         app_group: Some(permit.app_group().name.to_string()),
         role: Some(ask.request.role.to_string()),
-        scope: Some(scope_text(permit)).filter(|scope| !scope.is_empty()),
+        scope: Some(scope_text(permit.scope())).filter(|scope| !scope.is_empty()),
         token: Some(AuditedToken {
             id: token.id().clone(),
             issued_at: signed.decided_at().seconds(),
@@ -289,13 +292,13 @@ fn event(
     }
 }
 
-/// What was asked beside app group, role and scope, which have columns of their own; a refused scope stands here.
+/// What was asked beside app group, role and scope, which have columns of their own.
 fn asked(ask: &TokenAsk) -> String {
     let ttl = ask.request.ttl_s.map_or_else(|| "default".to_owned(), |ttl| format!("{ttl}s"));
     let fresh = if ask.fresh { ", fresh" } else { "" };
     format!("ttl {ttl}{fresh}, {} scope entries", ask.request.scope.len())
 }
 
-fn scope_text(permit: &Permit) -> String {
-    permit.scope().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+fn scope_text(scope: &[Operation]) -> String {
+    scope.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }

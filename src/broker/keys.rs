@@ -48,12 +48,21 @@ pub struct KeyImport {
     pub p8: P8Text,
 }
 
+/// A key, and the revision of the state it stands in.
+#[derive(Debug, Clone)]
+pub struct KeyAnswer {
+    /// The key.
+    pub key: Arc<Key>,
+    /// The revision.
+    pub revision: Revision,
+}
+
 impl Broker {
     /// Imports a key.
     ///
     /// # Errors
     /// With what is wrong with the file, or what is in the way.
-    pub async fn import_key(&self, caller: &Caller, import: KeyImport) -> Result<Arc<Key>, BrokerError> {
+    pub async fn import_key(&self, caller: &Caller, import: KeyImport) -> Result<KeyAnswer, BrokerError> {
         let open = self.open()?;
         // Nobody without the power learns whether a file is a key.
         let asker = self.asker(&open.state(), caller, Power::Custody)?;
@@ -75,7 +84,7 @@ impl Broker {
     ///
     /// # Errors
     /// Where there is no such key, or it is revoked.
-    pub async fn suspend_key(&self, caller: &Caller, id: &KeyId, reason: String) -> Result<Arc<Key>, BrokerError> {
+    pub async fn suspend_key(&self, caller: &Caller, id: &KeyId, reason: String) -> Result<KeyAnswer, BrokerError> {
         let key_id = id.clone();
         self.change_key(caller, id, move |key| match key.state {
             KeyState::Suspended => Ok(None),
@@ -89,7 +98,7 @@ impl Broker {
     ///
     /// # Errors
     /// Where there is no such key, or it is revoked.
-    pub async fn resume_key(&self, caller: &Caller, id: &KeyId, reason: String) -> Result<Arc<Key>, BrokerError> {
+    pub async fn resume_key(&self, caller: &Caller, id: &KeyId, reason: String) -> Result<KeyAnswer, BrokerError> {
         let key_id = id.clone();
         self.change_key(caller, id, move |key| match key.state {
             KeyState::Active => Ok(None),
@@ -103,7 +112,7 @@ impl Broker {
     ///
     /// # Errors
     /// Where there is no such key, or it is not revoked here.
-    pub async fn confirm_revoked_at_apple(&self, caller: &Caller, id: &KeyId) -> Result<Arc<Key>, BrokerError> {
+    pub async fn confirm_revoked_at_apple(&self, caller: &Caller, id: &KeyId) -> Result<KeyAnswer, BrokerError> {
         let key_id = id.clone();
         self.change_key(caller, id, move |key| match (key.state, &key.confirmed_at_apple) {
             (KeyState::Revoked, Some(_)) => Ok(None),
@@ -120,7 +129,7 @@ impl Broker {
         caller: &Caller,
         id: &KeyId,
         change: impl Fn(&Key) -> Result<Option<Change>, BrokerError> + Send + 'static,
-    ) -> Result<Arc<Key>, BrokerError> {
+    ) -> Result<KeyAnswer, BrokerError> {
         let wanted = id.clone();
         let propose = move |state: &State, _: &Keyring| {
             let key = state.keys().get(&wanted).ok_or_else(|| not_found(&wanted))?;
@@ -130,8 +139,9 @@ impl Broker {
         self.key_in(&changed.state, id)
     }
 
-    fn key_in(&self, state: &State, id: &KeyId) -> Result<Arc<Key>, BrokerError> {
-        state.keys().get(id).cloned().ok_or_else(|| not_found(id))
+    fn key_in(&self, state: &State, id: &KeyId) -> Result<KeyAnswer, BrokerError> {
+        let key = state.keys().get(id).cloned().ok_or_else(|| not_found(id))?;
+        Ok(KeyAnswer { key, revision: state.head().revision })
     }
 }
 

@@ -82,6 +82,8 @@ pub(super) struct Proposal {
     pub(super) keyring: Option<Keyring>,
     /// A key that signs from then on.
     pub(super) signing: Option<(KeyId, Arc<SigningKey>)>,
+    /// What the audit row says, where it is more than the change's own summary.
+    pub(super) detail: Option<String>,
 }
 
 impl Proposal {
@@ -142,6 +144,15 @@ pub(super) struct Writer {
     pub(super) phase: Arc<ArcSwap<Phase>>,
     /// The end of this writer's chain; `None` before the first writer, and after a commit of unknown outcome.
     pub(super) end: Option<WriterEnd>,
+    /// A change of unknown outcome, with what goes with it.
+    pub(super) pending: Option<Pending>,
+}
+
+/// A change whose outcome is not known yet.
+pub(super) struct Pending {
+    record: SealedRecord,
+    keyring: Option<Keyring>,
+    signing: Option<(KeyId, Arc<SigningKey>)>,
 }
 
 impl Writer {
@@ -302,7 +313,11 @@ impl Writer {
             audit: AuditPosition { writer: end.writer.clone(), sequence: end.sequence.saturating_add(1) },
             change,
         };
-        let row = end.push(keyring, change_event(asker, &record))?;
+        let mut event = change_event(asker, &record);
+        if let Some(detail) = proposal.detail {
+            event.detail = detail;
+        }
+        let row = end.push(keyring, event)?;
         let append = Append {
             expected: state.head(),
             record: SealedRecord::seal(keyring, &vault.id, state.head(), &record)?,
@@ -312,7 +327,15 @@ impl Writer {
         };
         let fenced = match self.store.append(&append).await {
             Ok(fenced) => fenced,
-            Err(error) => self.find_out(&append, error).await?,
+            Err(error) => match self.find_out(&append, error).await {
+                Ok(fenced) => fenced,
+                Err(error) => {
+                    // What goes with the record must not be lost where it turns out to have landed.
+                    self.pending =
+                        Some(Pending { record: append.record, keyring: proposal.keyring, signing: proposal.signing });
+                    return Err(error);
+                }
+            },
         };
         if fenced == Fenced::HeadMoved {
             self.end = Some(before);
@@ -322,12 +345,7 @@ impl Writer {
         self.end = Some(append.audit.end);
         let mut after = (**state).clone();
         after.fold(&record, append.record.head().chain).map_err(|error| BrokerError::Internal(error.to_string()))?;
-        if let Some(keyring) = proposal.keyring {
-            vault.replace_keyring(keyring);
-        }
-        if let Some((id, key)) = proposal.signing {
-            vault.add_signing_key(id, key);
-        }
+        self.adopt(proposal.keyring, proposal.signing);
         let after = Arc::new(after);
         self.publish(&after);
         tracing::info!(revision = revision.0, change = record.change.event(), actor = %record.actor.name, "changed");
@@ -340,6 +358,15 @@ impl Writer {
         match self.store.records_from(append.record.revision, 1).await {
             Ok(rows) if rows.first() == Some(&append.record) => Ok(Fenced::Committed),
             _ => Err(error.into()),
+        }
+    }
+
+    fn adopt(&self, keyring: Option<Keyring>, signing: Option<(KeyId, Arc<SigningKey>)>) {
+        if let Some(keyring) = keyring {
+            self.vault.replace_keyring(keyring);
+        }
+        if let Some((id, key)) = signing {
+            self.vault.add_signing_key(id, key);
         }
     }
 
@@ -367,6 +394,16 @@ impl Writer {
 
     /// Follows what others appended.
     async fn catch_up(&mut self) -> Result<(), BrokerError> {
+        if let Some(pending) = self.pending.take() {
+            match self.store.records_from(pending.record.revision, 1).await {
+                Ok(rows) if rows.first() == Some(&pending.record) => self.adopt(pending.keyring, pending.signing),
+                Ok(_) => {}
+                Err(error) => {
+                    self.pending = Some(pending);
+                    return Err(error.into());
+                }
+            }
+        }
         let state = (*self.vault.state()).clone();
         let before = state.head();
         let state = load::catch_up(self.store.as_ref(), &self.vault.id, &self.vault.keyring(), state)
@@ -380,18 +417,42 @@ impl Writer {
 
     /// Registers a new writer, and writes a checkpoint where one is due.
     async fn begin(&mut self) -> Result<(), BrokerError> {
+        let begun = self.register().await;
+        if begun.is_err() {
+            // A writer that the log does not know must not write.
+            self.end = None;
+        }
+        begun
+    }
+
+    async fn register(&mut self) -> Result<(), BrokerError> {
         self.catch_up().await?;
         for _ in 0..MOST_TRIES {
             let state = self.vault.state();
+            let ends = self.ends_beyond(&state).await?;
             let writer = WriterId::from_random(random_bits()?);
             self.end = Some(WriterEnd::start(&self.vault.keyring(), &self.vault.id, writer.clone())?);
-            let change = Change::WriterStarted { writer, version: env!("CARGO_PKG_VERSION").to_owned() };
+            let change = Change::WriterStarted { writer, version: env!("CARGO_PKG_VERSION").to_owned(), ends };
             let asker = Asker::broker(DecisionId::from_random(random_bits()?));
             if let Some(state) = self.append(&asker, change, Proposal::default(), &state).await? {
                 return self.checkpoint(&state).await;
             }
         }
         Err(BrokerError::Contended)
+    }
+
+    /// Ends of writers that have come further than the log knows.
+    async fn ends_beyond(&self, state: &State) -> Result<Vec<AuditPosition>, BrokerError> {
+        let keyring = self.vault.keyring();
+        let mut out = Vec::new();
+        for stored in self.store.writer_ends().await? {
+            let end = stored.end;
+            let beyond = state.writers().get(&end.writer).is_some_and(|known| end.sequence > known.known_sequence);
+            if beyond && end.is_genuine(&keyring, &self.vault.id)? {
+                out.push(AuditPosition { writer: end.writer, sequence: end.sequence });
+            }
+        }
+        Ok(out)
     }
 
     async fn checkpoint(&mut self, state: &Arc<State>) -> Result<(), BrokerError> {
@@ -410,6 +471,11 @@ impl Writer {
 
 fn change_event(asker: &Asker, record: &Record) -> AuditEvent {
     let (key_id, detail) = record.change.summary();
+    let target = match &record.change {
+        Change::Revoked { target, .. } | Change::Reinstated { target, .. } => Some(target),
+        _ => None,
+    };
+    let named = |kind: &str| target.filter(|target| target.kind() == kind).map(|target| target.name().to_owned());
     AuditEvent {
         at: record.at,
         event: record.change.event().to_owned(),
@@ -419,9 +485,9 @@ fn change_event(asker: &Asker, record: &Record) -> AuditEvent {
         caller: asker.actor.client.as_ref().map_or_else(|| asker.actor.name.clone(), ToString::to_string),
         identity: asker.identity.clone(),
         detail,
-        policy: None,
+        policy: named("policy"),
         key_id: key_id.map(ToString::to_string),
-        app_group: None,
+        app_group: named("app-group"),
         role: None,
         scope: None,
         token: None,

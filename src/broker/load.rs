@@ -147,7 +147,15 @@ fn check_seal(state: &State, seal: &SealRow, keyring: &Keyring) -> Result<(), Lo
 async fn check_anchor(store: &dyn Store, state: &State, vault: &VaultId, anchor: &Anchor) -> Result<(), LoadError> {
     let path = anchor.path().display();
     let anchored = anchor.read().map_err(|error| tampered(format!("the anchor {path} can't be read: {error}")))?;
-    let Some(anchored) = anchored else { return Ok(()) };
+    let Some(anchored) = anchored else {
+        // At init there is none yet. Later, one that is gone would hide what it is for.
+        if state.head().revision <= Revision(1) || anchor.is_empty() {
+            return Ok(());
+        }
+        return Err(tampered(format!(
+            "the anchor {path} is missing; to start a new one from this history, make an empty file there"
+        )));
+    };
     if anchored.vault != *vault {
         return Err(tampered(format!("the anchor {path} belongs to vault {}, not to {vault}", anchored.vault)));
     }

@@ -14,16 +14,18 @@ mod seal;
 mod session;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use apply::Applied;
 pub use audit::{AuditEnds, AuditPage, Finding, Pruned, Verification};
 pub use error::BrokerError;
 pub use issue::{Issued, TokenAsk};
-pub use keys::KeyImport;
+pub use keys::{KeyAnswer, KeyImport};
 pub use revoke::{Exposure, MOST_LISTED, Revoked};
 pub use root::{RekeyStep, Rekeyed};
 pub use seal::{Initialised, KeySource, Shares, Unsealed};
@@ -37,6 +39,9 @@ use crate::id::{ClientId, DecisionId, VaultId};
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::anchor::Anchor;
+
+/// How long what runs beside the requests may take to end.
+const STOP: Duration = Duration::from_secs(10);
 
 /// Who calls, as the edge authenticated them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +133,7 @@ pub struct Broker {
     sealing: Mutex<seal::Sealing>,
     denials: denials::Denials,
     tasks: TaskTracker,
+    stopping: CancellationToken,
 }
 
 impl Broker {
@@ -140,6 +146,7 @@ impl Broker {
             sealing: Mutex::default(),
             denials: denials::Denials::default(),
             tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
         })
     }
 
@@ -173,9 +180,9 @@ impl Broker {
         self.tasks.spawn(task);
     }
 
-    /// Whether the broker is about to end.
-    pub fn is_stopping(&self) -> bool {
-        self.tasks.is_closed()
+    /// Is cancelled when the broker is about to end.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
     }
 
     /// The open vault.
@@ -206,16 +213,26 @@ impl Broker {
 
     /// Says that the broker is about to end: what runs beside the requests ends by itself.
     pub fn begin_stop(&self) {
-        self.tasks.close();
+        self.stopping.cancel();
     }
 
     /// Stops: what is queued is committed, then the ledger ends and the database is closed.
     pub async fn stop(&self) {
         self.flush_all_denials();
         self.phase.store(Arc::new(Phase::Sealed("the broker is stopping".to_owned())));
+        self.begin_stop();
         self.tasks.close();
-        self.tasks.wait().await;
+        if tokio::time::timeout(STOP, self.tasks.wait()).await.is_err() {
+            tracing::warn!("something did not end in time; what was queued before it is committed");
+        }
         self.parts.store.close().await;
+    }
+
+    /// Makes sure that what was deleted is in no file; goes on to its end where the caller stops waiting.
+    async fn scrub(&self) -> Result<(), BrokerError> {
+        let store = Arc::clone(&self.parts.store);
+        let scrubbed = self.tasks.spawn(async move { store.scrub().await }).await;
+        Ok(scrubbed.map_err(|error| BrokerError::Internal(error.to_string()))??)
     }
 
     fn asker(&self, state: &State, caller: &Caller, power: Power) -> Result<Asker, BrokerError> {

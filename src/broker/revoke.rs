@@ -19,7 +19,7 @@ use crate::domain::operator::Power;
 use crate::domain::state::State;
 use crate::domain::target::Target;
 use crate::id::Revision;
-use crate::store::{ExposureTotals, KeyBytes};
+use crate::store::{ExposureCursor, ExposureTotals, KeyBytes};
 use crate::vault::keyring::Keyring;
 
 /// Most tokens that one answer lists.
@@ -57,6 +57,12 @@ impl Broker {
             if state.is_revoked(&what) {
                 return Ok(proposal);
             }
+            if let Target::Client(client) = &what
+                && !state.has_administrator_beside(Some(client))
+            {
+                // INVARIANT (INV-PLAN-2): nobody could ever reinstate it.
+                return Err(BrokerError::LastAdministrator(client.to_string()));
+            }
             if let Target::Key(id) = &what {
                 state.keys().get(id).ok_or_else(|| not_found(id))?;
                 proposal.keys.push(KeyBytes::Destroy(id.clone()));
@@ -65,14 +71,14 @@ impl Broker {
             Ok(proposal)
         };
         let changed = self.change(caller, Power::Revoke, Box::new(propose)).await?;
-        if matches!(target, Target::Key(_)) {
-            // INVARIANT (P6): also when a repeated revoke finds the record there already.
-            self.parts.store.scrub().await?;
-        }
         let lost = || BrokerError::Internal("a revocation is not in the state after it".to_owned());
         let revision = changed.state.revocation(&target).ok_or_else(lost)?.revision;
         // INVARIANT (P5): read after the commit, up to the revision that the commit made.
-        let exposure = self.read_exposure(&target, revision, None).await?;
+        let exposure = self.read_exposure(&target, revision, &ExposureCursor::default()).await?;
+        if matches!(target, Target::Key(_)) {
+            // INVARIANT (P6): also when a repeated revoke finds the record there already.
+            self.scrub().await?;
+        }
         Ok(Revoked { exposure, left_at_apple: left_at_apple(&changed.state, &target) })
     }
 
@@ -84,7 +90,7 @@ impl Broker {
         &self,
         caller: &Caller,
         target: &Target,
-        after: Option<(i64, String)>,
+        after: &ExposureCursor,
     ) -> Result<Exposure, BrokerError> {
         let state = self.state_for(caller, Power::Revoke)?;
         if let Target::Key(id) = target {
@@ -116,12 +122,11 @@ impl Broker {
         &self,
         target: &Target,
         revision: Revision,
-        after: Option<(i64, String)>,
+        after: &ExposureCursor,
     ) -> Result<Exposure, BrokerError> {
         let now_s = self.parts.clock.now().seconds();
         let totals = self.parts.store.exposure_totals(target, revision, now_s).await?;
-        let (time, id) = after.unwrap_or_default();
-        let tokens = self.parts.store.exposure(target, revision, now_s, (time, &id), MOST_LISTED).await?;
+        let tokens = self.parts.store.exposure(target, revision, now_s, after, MOST_LISTED).await?;
         Ok(Exposure { revision, totals, tokens })
     }
 }

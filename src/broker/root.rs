@@ -17,6 +17,7 @@ use crate::domain::change::Change;
 use crate::domain::key::KeyState;
 use crate::domain::operator::Power;
 use crate::domain::state::State;
+use crate::id::Revision;
 use crate::secret::{ShareText, UnsealKey};
 use crate::store::{KeyBytes, SealedKey};
 use crate::vault::keyring::{Keyring, private_key_place};
@@ -72,6 +73,8 @@ pub struct Rekeyed {
     pub threshold: u32,
     /// The generation in force, or about to be.
     pub generation: u32,
+    /// The revision that put it in force; 0 while it is not.
+    pub revision: Revision,
 }
 
 impl Broker {
@@ -102,6 +105,7 @@ impl Broker {
             let digests = texts.iter().map(share_digest).collect();
             let method = Method::Shares { threshold: new.threshold, digests };
             let row = SealRow { generation, method, keyring: Vec::new(), ..row };
+            sealing.rekey.current = Progress::default();
             sealing.rekey.staged = Some(Staged { row, key: new_key, confirmed: Progress::default() });
             return Ok(RekeyStep::Staged { shares: texts, threshold: new.threshold });
         }
@@ -128,7 +132,13 @@ impl Broker {
                 return self.put_unseal_key(caller, staged.row, staged.key).await;
             }
         }
-        Ok(Rekeyed { done: false, given: staged.confirmed.len(), threshold, generation: staged.row.generation })
+        Ok(Rekeyed {
+            done: false,
+            given: staged.confirmed.len(),
+            threshold,
+            generation: staged.row.generation,
+            revision: Revision::default(),
+        })
     }
 
     async fn put_unseal_key(&self, caller: &Caller, row: SealRow, key: UnsealKey) -> Result<Rekeyed, BrokerError> {
@@ -146,15 +156,17 @@ impl Broker {
             let change = Change::UnsealKeyReplaced { generation };
             Ok(Proposal { seal: Some(seal), keyring: Some(keyring), ..Proposal::of(change) })
         };
-        self.change(caller, Power::Administer, Box::new(propose)).await?;
-        Ok(Rekeyed { done: true, given: threshold, threshold, generation })
+        let changed = self.change(caller, Power::Administer, Box::new(propose)).await?;
+        // What the old unseal key opens must be in no file any more.
+        self.scrub().await?;
+        Ok(Rekeyed { done: true, given: threshold, threshold, generation, revision: changed.state.head().revision })
     }
 
-    /// Adds a root key version, and seals every key and the keyring anew. Answers the version.
+    /// Adds a root key version, and seals every key and the keyring anew. Answers the version, and the revision that put it in force.
     ///
     /// # Errors
     /// Where the caller lacks the power, or it can't be written.
-    pub async fn rotate(&self, caller: &Caller) -> Result<u32, BrokerError> {
+    pub async fn rotate(&self, caller: &Caller) -> Result<(u32, Revision), BrokerError> {
         let _one_at_a_time = self.sealing.lock().await;
         for _ in 0..MOST_TRIES {
             let open = self.open()?;
@@ -163,7 +175,11 @@ impl Broker {
             let sealed = Arc::new(self.parts.store.sealed_keys().await?);
             let propose = move |state: &State, keyring: &Keyring| rotation(state, keyring, &row, &sealed);
             match self.change(caller, Power::Administer, Box::new(propose)).await {
-                Ok(changed) => return Ok(changed.state.root_version()),
+                Ok(changed) => {
+                    // Nor what the old root key opens.
+                    self.scrub().await?;
+                    return Ok((changed.state.root_version(), changed.state.head().revision));
+                }
                 Err(BrokerError::Contended) => {}
                 Err(error) => return Err(error),
             }
@@ -173,6 +189,10 @@ impl Broker {
 }
 
 fn rotation(state: &State, keyring: &Keyring, row: &SealRow, sealed: &[SealedKey]) -> Result<Proposal, BrokerError> {
+    // The row may be older than the state: what it says of shares must be what is in force now.
+    if row.generation != state.unseal_generation() || !row.is_sealed_by(keyring) {
+        return Err(BrokerError::Contended);
+    }
     let next = keyring.rotated()?;
     let mut keys = Vec::with_capacity(sealed.len());
     for key in state.keys().values().filter(|key| key.state != KeyState::Revoked) {

@@ -19,8 +19,9 @@ use super::{Asker, Broker, Caller, OpenVault, Phase, require};
 use crate::domain::change::{Actor, Change};
 use crate::domain::operator::{Operator, Power};
 use crate::domain::pattern::ClientPattern;
-use crate::id::{ClientId, OperatorName, VaultId};
+use crate::id::{ClientId, Head, OperatorName, Revision, VaultId};
 use crate::secret::{ShareText, UnsealKey};
+use crate::store::StoreError;
 use crate::vault::keyring::Keyring;
 use crate::vault::unseal::{Method, Progress, SealRow, parse_key_file, share_digest, split};
 
@@ -124,10 +125,18 @@ impl Broker {
     pub async fn start(self: &Arc<Self>) {
         let row = match self.parts.store.seal_row().await {
             Ok(row) => row,
+            Err(StoreError::Corrupt(why)) => return self.set_phase(Phase::Refusing(why)),
             Err(error) => return self.set_phase(Phase::Sealed(format!("the seal can't be read: {error}"))),
         };
         match row {
-            None => self.set_phase(Phase::NotInitialised),
+            None => match self.parts.store.head().await {
+                Ok(head) if head == Head::default() => self.set_phase(Phase::NotInitialised),
+                // INVARIANT (P2): a vault without its seal row is no empty database.
+                Ok(_) => {
+                    self.set_phase(Phase::Refusing("the seal row is missing, but there is a control log".to_owned()))
+                }
+                Err(error) => self.set_phase(Phase::Sealed(format!("the head can't be read: {error}"))),
+            },
             Some(row) => match &row.method {
                 Method::Shares { threshold, .. } => self.set_phase(waiting(0, *threshold)),
                 Method::KeyFile => {
@@ -183,8 +192,16 @@ impl Broker {
         };
         let change = Change::VaultInitialised { vault: vault.clone(), operators: first_operators(operators)? };
         let first = first_record(&asker, change, &keyring, row.clone(), self.parts.clock.now())?;
+        if let Some(anchor) = self.parts.anchor.as_ref().filter(|anchor| anchor.path().exists() && !anchor.is_empty()) {
+            let why = format!("the anchor {} is that of another vault; move it away first", anchor.path().display());
+            return Err(BrokerError::invalid("anchor", why));
+        }
         self.parts.store.initialise(first).await?;
-        self.open_with(&row, keyring, Opener::Init).await?;
+        // From here on there is a vault, and its shares must reach somebody whatever else happens.
+        if let Err(error) = self.open_with(&row, keyring, Opener::Init).await {
+            tracing::error!(%error, "the new vault was not opened");
+            self.set_phase(Phase::Sealed(format!("it was not opened after init: {error}")));
+        }
         Ok(Initialised { vault, shares: texts, threshold: if by_shares { numbers.threshold } else { 0 } })
     }
 
@@ -230,17 +247,19 @@ impl Broker {
         }
     }
 
-    /// Seals the vault, on every replica, until somebody with the power lifts it.
+    /// Seals the vault, on every replica, until somebody with the power lifts it. Answers the revision that sealed it.
     ///
     /// # Errors
     /// Where the caller lacks the power, or the seal can't be recorded.
-    pub async fn seal(&self, caller: &Caller, reason: String) -> Result<(), BrokerError> {
+    pub async fn seal(&self, caller: &Caller, reason: String) -> Result<Revision, BrokerError> {
         let propose = move |_: &crate::domain::state::State, _: &Keyring| {
             Ok(Proposal::of(Change::VaultSealed { reason: reason.clone() }))
         };
-        self.change(caller, Power::Unseal, Box::new(propose)).await?;
+        let changed = self.change(caller, Power::Unseal, Box::new(propose)).await?;
+        // Shares given towards a rekey do not outlive the seal in memory.
+        *self.sealing.lock().await = Sealing::default();
         tracing::warn!(caller = %caller.client, "the vault is sealed");
-        Ok(())
+        Ok(changed.state.head().revision)
     }
 
     async fn open_with_key_file(self: &Arc<Self>, row: &SealRow, opener: Opener<'_>) -> Result<(), BrokerError> {
@@ -300,6 +319,7 @@ impl Broker {
             anchor: self.parts.anchor.clone(),
             phase: Arc::clone(&self.phase),
             end: None,
+            pending: None,
         };
         let (ledger, task) = writer.start(lift).await?;
         self.tasks.spawn(task);

@@ -71,7 +71,9 @@ impl Apply {
         if applied.steps != planned.steps {
             print.text(&format!("the vault changed in between; this was applied:\n{}", steps_text(&applied.steps)))?;
         }
-        print.text(&format!("applied; revision {}", applied.revision))
+        let changed = applied.steps.iter().any(|step| step.action() != proto::Action::Keep);
+        let done = if changed { "applied" } else { "there was nothing to do" };
+        print.text(&format!("{done}; revision {}", applied.revision))
     }
 }
 

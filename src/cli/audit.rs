@@ -108,13 +108,16 @@ impl AuditCommand {
                         print.line(&event_json(&event), || event_text(&event))?;
                     }
                 }
-                Ok(())
+                Err(CliError::from(tonic::Status::unavailable("the broker ended the stream; it is stopping")))
             }
             Self::Verify => verify(connection, *print).await,
             Self::Prune { before } => {
                 let request = proto::PruneRequest { before: Some(moment(&before)?) };
                 let pruned = client(connection).await?.prune(request).await?.into_inner();
                 print.answer(&json!({ "rows": pruned.rows, "revision": pruned.revision }), || {
+                    if pruned.rows == 0 {
+                        return "there was nothing to remove".to_owned();
+                    }
                     format!("{} rows were removed; recorded at revision {}", pruned.rows, pruned.revision)
                 })
             }
@@ -156,7 +159,8 @@ async fn verify(connection: &Connection, print: Printer) -> Result<(), CliError>
         "findings": done.findings.iter().map(finding).collect::<Vec<Value>>(),
     });
     print.answer(&object, || {
-        let mut out = format!("{} rows of {} writers were checked", done.rows, done.writers);
+        let verdict = if done.findings.is_empty() { "the audit is whole" } else { "the audit is NOT whole" };
+        let mut out = format!("{verdict}: {} rows of {} writers were checked", done.rows, done.writers);
         for it in &done.findings {
             out.push_str(&format!("\nwriter {} row {}: {}", it.writer, it.sequence, it.what));
         }

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::document::Parsed;
 use super::error::CliError;
 use super::output::Printer;
-use super::serve::{harden, stop_on_signal};
+use super::serve::stop_on_signal;
 use crate::broker::{Broker, Caller, KeyImport, Phase};
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -66,6 +66,11 @@ impl Dev {
     pub(super) async fn run(self, print: &Printer) -> Result<(), CliError> {
         std::fs::create_dir_all(&self.dir)?;
         let dir = self.dir.canonicalize()?;
+        // A second start in the same folder must not disturb the one that runs.
+        let lock = std::fs::File::create(dir.join("dev.lock"))?;
+        if lock.try_lock().is_err() {
+            return Err(CliError::failed(format!("a playground runs in {} already", dir.display())));
+        }
         // A file of an earlier start would tell a script that this one is ready.
         if let Err(error) = std::fs::remove_file(dir.join("ready.json"))
             && error.kind() != std::io::ErrorKind::NotFound
@@ -75,10 +80,12 @@ impl Dev {
         certificates(&dir)?;
         unseal_key(&dir)?;
         write(&dir.join("p8broker.toml"), configuration(&dir, self.grpc, self.ops).as_bytes())?;
-        write(&dir.join("policies.yaml"), DOCUMENT.as_bytes())?;
+        if !dir.join("policies.yaml").exists() {
+            write(&dir.join("policies.yaml"), DOCUMENT.as_bytes())?;
+        }
         let config = Config::load(&dir.join("p8broker.toml"))?;
         telemetry::start(&config.log);
-        harden()?;
+
         let server = Server::bind(config, Arc::new(SystemClock)).await?;
         if matches!(&*server.broker().phase(), Phase::NotInitialised) {
             fill(server.broker(), &dir).await?;

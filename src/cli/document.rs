@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use saphyr::{MarkedYaml, Marker, YamlData, YamlLoader};
+use saphyr::{MarkedYaml, Marker, ScalarStyle, YamlData, YamlLoader};
 use saphyr_parser::{Event, Parser};
 
 use super::error::CliError;
@@ -74,7 +74,7 @@ impl Parsed {
         let mut out: Vec<_> = violations.map(|(path, what)| (self.place_of(&path), path, what)).collect();
         out.sort();
         let text = |((line, column), path, what): ((usize, usize), String, String)| {
-            if line == 0 { (path, what) } else { (format!("{line}:{column}: {path}"), what) }
+            if line == usize::MAX { (path, what) } else { (format!("{line}:{column}: {path}"), what) }
         };
         out.into_iter().map(text).collect()
     }
@@ -87,7 +87,7 @@ impl Parsed {
             }
             match at.rfind(['.', '[']) {
                 Some(end) => at = at.get(..end).unwrap_or_default(),
-                None => return (0, 0),
+                None => return (usize::MAX, 0),
             }
         }
     }
@@ -271,6 +271,10 @@ impl Parsed {
     fn text(&mut self, node: &MarkedYaml<'_>, path: &str) -> String {
         self.note(path, node);
         match &node.data {
+            YamlData::Representation(text, ScalarStyle::Plain, _) if matches!(text.as_ref(), "" | "~" | "null") => {
+                self.refuse(path, "is empty");
+                String::new()
+            }
             YamlData::Representation(text, _, _) => text.to_string(),
             _ => {
                 self.refuse(path, "must be one text");

@@ -65,6 +65,7 @@ impl From<Status> for CliError {
             Some(info) => info.reason.clone(),
             None => format!("{:?}", status.code()).to_ascii_uppercase(),
         };
+        let exit = if reason == "NOT_INITIALISED" { Exit::Unavailable } else { exit };
         let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
         let violations = violations.iter().map(|it| (it.field.clone(), it.description.clone())).collect();
         let message = match (details.error_info(), std::error::Error::source(&status)) {
@@ -102,6 +103,7 @@ impl From<ConnectError> for CliError {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::File { .. } | ConnectError::Address(_) => Self::usage(error.to_string()),
+            ConnectError::Refused(_) => Self::new(Exit::Denied, "IDENTITY_REFUSED", error.to_string()),
             ConnectError::Unreachable { .. } => Self::new(Exit::Unavailable, "UNREACHABLE", error.to_string()),
         }
     }

@@ -107,12 +107,17 @@ impl Connection {
             key: self.key.clone().ok_or_else(|| missing("key", "P8BROKER_KEY"))?,
             server_name: self.server_name.clone(),
         };
+        target.probe().await?;
         Ok(target.connect().await?)
     }
 }
 
 /// Runs a command line to its end.
 pub fn run() -> ExitCode {
+    // First of all: keys and shares pass through the memory of most commands.
+    if let Err(error) = serve::harden() {
+        return output::report(&error, Format::Human);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && wants_json() => {

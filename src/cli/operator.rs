@@ -179,6 +179,14 @@ impl NewShares {
         let Some(folder) = &self.shares_dir else { return Ok(()) };
         std::fs::create_dir_all(folder).map_err(|error| CliError::usage(format!("{}: {error}", folder.display())))?;
         let taken = (1..=32).map(|index| self.file(folder, index)).find(|file| file.exists());
+        let probe = folder.join("share-probe.txt");
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&probe)
+            .and_then(|_| std::fs::remove_file(&probe))
+            .map_err(|error| CliError::usage(format!("{}: {error}", probe.display())))?;
         match taken {
             Some(file) => Err(CliError::usage(format!("{} exists; name an empty folder", file.display()))),
             None => Ok(()),
@@ -197,7 +205,11 @@ impl NewShares {
         mut object: Value,
         done: &str,
     ) -> Result<(), CliError> {
-        let files = self.write(shares)?;
+        // Shares that can't be written are shown: there is no other copy of them.
+        let files = self.write(shares).unwrap_or_else(|error| {
+            say(&format!("the shares can't be written ({}), so they are shown", error.message));
+            None
+        });
         if let Some(fields) = object.as_object_mut() {
             fields.insert("threshold".to_owned(), json!(threshold));
             match &files {

@@ -40,7 +40,11 @@ impl Printer {
     }
 
     pub(super) fn text(self, text: &str) -> Result<(), CliError> {
-        writeln!(std::io::stdout().lock(), "{text}").map_err(CliError::from)
+        match writeln!(std::io::stdout().lock(), "{text}") {
+            // Whoever reads has seen enough (`| head`): there is nothing left to do, and nothing went wrong.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+            done => done.map_err(CliError::from),
+        }
     }
 
     /// Something beside the answer, for a person alone.
@@ -81,7 +85,7 @@ pub(super) fn report(error: &CliError, format: Format) -> ExitCode {
         Format::Human => {
             let (red, plain) = if std::io::stderr().is_terminal() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
             say(&format!("{red}error{plain}: {} [{}]", error.message, error.reason));
-            for (field, what) in &error.violations {
+            for (field, what) in error.violations.iter().filter(|(_, what)| *what != error.message) {
                 say(&if field.is_empty() { format!("  {what}") } else { format!("  {field}: {what}") });
             }
             if let Some(id) = &error.decision_id {

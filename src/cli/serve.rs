@@ -41,7 +41,6 @@ impl Serve {
     pub(super) async fn run(self) -> Result<(), CliError> {
         let config = Config::load(&self.config)?;
         telemetry::start(&config.log);
-        harden()?;
         let server = Server::bind(config, Arc::new(SystemClock)).await?;
         tracing::info!(grpc = %server.grpc_addr()?, ops = %server.ops_addr()?, version = env!("CARGO_PKG_VERSION"), "serving");
         Ok(server.run(stop_on_signal()?).await?)

@@ -9,6 +9,7 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
@@ -45,7 +46,10 @@ pub enum ConnectError {
     /// The address is none.
     #[error("`{0}` is not host:port, such as 127.0.0.1:8443")]
     Address(String),
-    /// The broker can't be reached, or the two do not accept each other.
+    /// The broker does not accept the certificate.
+    #[error("the broker does not accept this client certificate: {0}")]
+    Refused(String),
+    /// The broker can't be reached, or is not the one that the CA vouches for.
     #[error("no connection to {addr}: {why}")]
     Unreachable {
         /// The address.
@@ -62,11 +66,9 @@ impl Target {
     /// With what is in the way.
     pub async fn connect(&self) -> Result<Channel, ConnectError> {
         let address = || ConnectError::Address(self.addr.clone());
-        let (host, port) = self.addr.rsplit_once(':').ok_or_else(address)?;
+        let (_, port) = self.addr.rsplit_once(':').ok_or_else(address)?;
         port.parse::<u16>().map_err(|_| address())?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let name = self.server_name.clone().unwrap_or_else(|| host.to_owned());
-        let name = ServerName::try_from(name).map_err(|_| address())?;
+        let name = self.name().ok_or_else(address)?;
         let connector = TlsConnector::from(Arc::new(self.tls()?));
         let addr = self.addr.clone();
         let connect = tower::service_fn(move |_: http::Uri| {
@@ -84,6 +86,32 @@ impl Target {
             .connect_with_connector(connect)
             .await
             .map_err(|error| ConnectError::Unreachable { addr: self.addr.clone(), why: innermost(&error) })
+    }
+
+    /// Finds out whether the broker accepts the certificate. In TLS 1.3 a client's handshake is over before the server has
+    /// looked at the certificate (RFC 8446, section 4.4.2.4), so that a refusal meets the first request, if anything: this
+    /// waits for the first byte of HTTP/2, which a server sends at once.
+    ///
+    /// # Errors
+    /// With what is in the way.
+    pub async fn probe(&self) -> Result<(), ConnectError> {
+        let address = || ConnectError::Address(self.addr.clone());
+        let unreachable =
+            |error: std::io::Error| ConnectError::Unreachable { addr: self.addr.clone(), why: error.to_string() };
+        let connector = TlsConnector::from(Arc::new(self.tls()?));
+        let stream = tokio::time::timeout(CONNECT, TcpStream::connect(&self.addr));
+        let stream =
+            stream.await.map_err(|_| unreachable(std::io::ErrorKind::TimedOut.into()))?.map_err(unreachable)?;
+        let mut stream = connector.connect(self.name().ok_or_else(address)?, stream).await.map_err(unreachable)?;
+        match tokio::time::timeout(CONNECT, stream.read_u8()).await {
+            Ok(Ok(_)) | Err(_) => Ok(()),
+            Ok(Err(error)) => Err(ConnectError::Refused(error.to_string())),
+        }
+    }
+
+    fn name(&self) -> Option<ServerName<'static>> {
+        let host = self.addr.rsplit_once(':')?.0.trim_start_matches('[').trim_end_matches(']');
+        ServerName::try_from(self.server_name.clone().unwrap_or_else(|| host.to_owned())).ok()
     }
 
     fn tls(&self) -> Result<ClientConfig, ConnectError> {

@@ -126,6 +126,11 @@ pub fn longest_ttl_s(scope: &[Operation]) -> i64 {
 
 /// Whether Apple lets a token that is confined to this read live up to six months.
 pub fn may_live_long(operation: &Operation) -> bool {
+    // `include` reads resources beside the path's own, which need not be on the list.
+    !operation.has_parameter("include") && is_long_lived_path(operation)
+}
+
+fn is_long_lived_path(operation: &Operation) -> bool {
     LONG_LIVED_READS.iter().any(|template| {
         let mut path = operation.path().split('/');
         let mut wanted = template.split('/');

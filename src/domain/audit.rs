@@ -194,6 +194,4 @@ pub struct LiveToken {
     pub issued_at: i64,
     /// When it dies, in Unix seconds.
     pub expires_at: i64,
-    /// The revision it was committed at.
-    pub revision: Revision,
 }

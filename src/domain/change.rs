@@ -85,6 +85,9 @@ pub enum Change {
         writer: WriterId,
         /// The broker's version.
         version: String,
+        /// How far the writers before it had come: rows up to there must exist.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ends: Vec<AuditPosition>,
     },
     /// A document was applied.
     DocumentApplied {
@@ -188,7 +191,7 @@ impl Change {
             Self::VaultInitialised { vault, operators } => {
                 (None, format!("vault {vault}, {} operators", operators.len()))
             }
-            Self::WriterStarted { writer, version } => (None, format!("writer {writer}, version {version}")),
+            Self::WriterStarted { writer, version, .. } => (None, format!("writer {writer}, version {version}")),
             Self::DocumentApplied { put, removed } => {
                 let put = put.iter().map(|object| format!("put {}", object.name()));
                 let removed = removed.iter().map(|name| format!("remove {name}"));

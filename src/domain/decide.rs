@@ -52,6 +52,17 @@ pub struct Permit {
     head: Head,
 }
 
+/// What is told of a decision that permits.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// What it was decided on.
+    pub head: Head,
+    /// When.
+    pub at: UnixMillis,
+    /// Who holds the bearer to each limit.
+    pub enforced_by: Vec<Enforcement>,
+}
+
 /// Why a request was refused; in the order in which a request is looked at, so that a larger reason is a nearer miss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DenyReason {
@@ -262,9 +273,9 @@ fn strength(key: &Key, group: &AppGroup) -> Strength {
 }
 
 impl Permit {
-    /// Longest life first, then the weakest key, then the first name (INV-DECIDE-1).
-    fn preference(&self) -> (Reverse<i64>, Strength, &PolicyName) {
-        (Reverse(self.expires_at), strength(&self.key, &self.group), &self.policy.name)
+    /// The weakest key first, then the longest life, then the first name (INV-DECIDE-1).
+    fn preference(&self) -> (Strength, Reverse<i64>, &PolicyName) {
+        (strength(&self.key, &self.group), Reverse(self.expires_at), &self.policy.name)
     }
 
     /// The policy that grants it.
@@ -305,6 +316,11 @@ impl Permit {
     /// What it was decided on.
     pub fn head(&self) -> Head {
         self.head
+    }
+
+    /// What is told of the decision; it outlives the permit, which signing consumes.
+    pub fn decision(&self) -> Decision {
+        Decision { head: self.head, at: self.decided_at, enforced_by: self.enforcement() }
     }
 
     /// The claims of its token, exactly as Apple lists them.

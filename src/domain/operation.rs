@@ -89,6 +89,11 @@ impl Operation {
         &self.path
     }
 
+    /// Whether the query has a parameter of this name.
+    pub fn has_parameter(&self, name: &str) -> bool {
+        self.query.iter().any(|pair| pair.split('=').next() == Some(name))
+    }
+
     /// Whether the read is confined to exactly one of these apps, by its path or by `filter[app]`.
     pub fn is_confined_to(&self, apps: &BTreeSet<AppId>) -> bool {
         let by_path = self.path.strip_prefix("/v1/apps/").and_then(|rest| rest.split('/').next());

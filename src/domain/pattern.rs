@@ -75,6 +75,11 @@ impl ClientPattern {
             && pattern.split(separator).zip(name.split(separator)).all(|(glob, part)| glob_matches(glob, part))
     }
 
+    /// The one client that is meant, where there is no `*`.
+    pub fn exact(&self) -> Option<ClientId> {
+        if self.0.contains('*') { None } else { ClientId::parse(&self.0).ok() }
+    }
+
     /// `spiffe` or `dns`, and the pattern without that prefix for DNS.
     pub fn parts(&self) -> (&'static str, &str) {
         match self.0.strip_prefix("dns:") {

@@ -11,7 +11,6 @@ use serde::Serialize;
 
 use super::change::{Change, Object, ObjectName};
 use super::document::{Desired, Violation};
-use super::operator::Power;
 use super::policy::MOST_PER_APP_GROUP;
 use super::state::State;
 use super::target::Target;
@@ -199,7 +198,7 @@ struct Outcome<'a> {
     accounts: BTreeSet<AccountName>,
     groups: BTreeMap<AppGroupName, AccountName>,
     policies: BTreeMap<AppGroupName, usize>,
-    administrators: usize,
+    has_administrator: bool,
     state: &'a State,
     removed: &'a [ObjectName],
 }
@@ -217,7 +216,7 @@ impl<'a> Outcome<'a> {
             accounts: after.accounts().keys().cloned().collect(),
             groups: after.app_groups().values().map(|group| (group.name.clone(), group.account.clone())).collect(),
             policies,
-            administrators: after.operators().values().filter(|it| it.powers.contains(&Power::Administer)).count(),
+            has_administrator: after.has_administrator_beside(None),
             state,
             removed,
         }
@@ -285,8 +284,11 @@ impl<'a> Outcome<'a> {
             }
         }
         // INVARIANT (INV-PLAN-2)
-        if self.administrators == 0 {
-            refuse("operators".to_owned(), "nobody would be left with the power `administer`".to_owned());
+        if !self.has_administrator {
+            refuse(
+                "operators".to_owned(),
+                "nobody who is not revoked would be left with the power `administer`".to_owned(),
+            );
         }
         out
     }

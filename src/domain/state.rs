@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::account::Account;
 use super::app_group::AppGroup;
-use super::change::{Change, Object, ObjectName, PrunedRows, Record};
+use super::change::{AuditPosition, Change, Object, ObjectName, PrunedRows, Record};
 use super::key::{Key, KeyState, Stamp};
 use super::operator::{Operator, Power};
 use super::policy::Policy;
@@ -122,9 +122,7 @@ impl State {
             return Err(FoldError::Gap { at: self.head.revision, found: record.revision });
         }
         self.apply(record)?;
-        if let Some(writer) = self.data.writers.get_mut(&record.audit.writer) {
-            writer.known_sequence = writer.known_sequence.max(record.audit.sequence);
-        }
+        self.know_row(&record.audit);
         self.head = Head { revision: record.revision, chain };
         Ok(())
     }
@@ -141,7 +139,12 @@ impl State {
                 }
                 self.add_writer(&record.audit.writer);
             }
-            Change::WriterStarted { writer, .. } => self.add_writer(writer),
+            Change::WriterStarted { writer, ends, .. } => {
+                for end in ends {
+                    self.know_row(end);
+                }
+                self.add_writer(writer);
+            }
             Change::DocumentApplied { put, removed } => self.apply_document(put, removed),
             Change::KeyImported { key } => {
                 let key = Key { imported_revision: record.revision, ..(**key).clone() };
@@ -186,6 +189,13 @@ impl State {
             Change::Checkpoint { .. } => self.data.checkpoint = record.revision,
         }
         Ok(())
+    }
+
+    /// INVARIANT (P2): from here on, a writer that ends before this row was taken back.
+    fn know_row(&mut self, row: &AuditPosition) {
+        if let Some(writer) = self.data.writers.get_mut(&row.writer) {
+            writer.known_sequence = writer.known_sequence.max(row.sequence);
+        }
     }
 
     fn add_writer(&mut self, id: &WriterId) {
@@ -360,6 +370,15 @@ impl State {
             return None;
         }
         self.data.operators.values().find(|operator| operator.is(client) && operator.powers.contains(&power))
+    }
+
+    /// Whether somebody could still administer if this client were revoked, too. A pattern with a `*` may always have
+    /// another certificate.
+    pub fn has_administrator_beside(&self, client: Option<&ClientId>) -> bool {
+        let can_act = |name: ClientId| Some(&name) != client && !self.is_revoked(&Target::Client(name));
+        let administers = |operator: &&Arc<Operator>| operator.powers.contains(&Power::Administer);
+        let mut patterns = self.data.operators.values().filter(administers).flat_map(|operator| &operator.clients);
+        patterns.any(|pattern| pattern.exact().is_none_or(can_act))
     }
 
     /// Whether the revocation of the target stands.

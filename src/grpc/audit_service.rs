@@ -59,8 +59,8 @@ impl AuditService for Service {
         self.0.spawn(async move {
             let end = follow(&broker, &peer, filter, ends, &sender).await;
             if let Err(status) = end {
-                // The stream's last word; a follower that has gone does not hear it.
-                let _ = sender.send(Err(status)).await;
+                // The stream's last word; a follower that has gone, or does not read, does not hear it.
+                let _ = sender.try_send(Err(status));
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -98,8 +98,11 @@ async fn follow(
     mut ends: AuditEnds,
     sender: &mpsc::Sender<Result<FollowResponse, Status>>,
 ) -> Result<(), Status> {
-    let send =
-        async |row: audit::AuditRow| sender.send(Ok(FollowResponse { event: Some(event_out(row)) })).await.is_ok();
+    // A follower that does not read must not keep a broker from stopping.
+    let send = async |row: audit::AuditRow| {
+        let answer = Ok(FollowResponse { event: Some(event_out(row)) });
+        matches!(broker.stopping().run_until_cancelled(sender.send(answer)).await, Some(Ok(())))
+    };
     let mut place = filter.from.map(|_| before_all());
     while let Some(after) = place {
         let page = broker.list_audit(&peer.caller()?, &filter, &after, FOLLOW_PAGE).await?;
@@ -112,7 +115,7 @@ async fn follow(
         }
         place = page.next;
     }
-    while !sender.is_closed() && !broker.is_stopping() {
+    while !sender.is_closed() && !broker.stopping().is_cancelled() {
         let rows = broker.audit_since(&peer.caller()?, &mut ends).await?;
         if rows.is_empty() {
             tokio::time::sleep(FOLLOW_EVERY).await;

@@ -23,14 +23,14 @@ impl KeyService for Service {
     async fn import_key(&self, request: Request<ImportKeyRequest>) -> Result<Response<ImportKeyResponse>, Status> {
         let caller = caller(&request)?;
         let key = self.0.import_key(&caller, import(request.into_inner())?).await?;
-        Ok(Response::new(ImportKeyResponse { key: Some(key_out(&key)), revision: key.imported_revision.0 }))
+        Ok(Response::new(ImportKeyResponse { key: Some(key_out(&key.key)), revision: key.revision.0 }))
     }
 
     async fn get_key(&self, request: Request<GetKeyRequest>) -> Result<Response<GetKeyResponse>, Status> {
         let id = key_id(&request.get_ref().key_id)?;
         let state = self.0.open()?.state();
         let key = state.keys().get(&id).ok_or(BrokerError::NotFound { kind: "key", name: id.to_string() })?;
-        Ok(Response::new(GetKeyResponse { key: Some(key_out(key)) }))
+        Ok(Response::new(GetKeyResponse { key: Some(key_out(key)), revision: state.head().revision.0 }))
     }
 
     async fn list_keys(&self, request: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
@@ -44,6 +44,7 @@ impl KeyService for Service {
         Ok(Response::new(ListKeysResponse {
             keys: page.into_iter().map(|key| key_out(key)).collect(),
             next_page_token,
+            revision: state.head().revision.0,
         }))
     }
 
@@ -51,14 +52,14 @@ impl KeyService for Service {
         let caller = caller(&request)?;
         let (id, reason) = id_and_reason(&request.get_ref().key_id, &request.get_ref().reason)?;
         let key = self.0.suspend_key(&caller, &id, reason).await?;
-        Ok(Response::new(SuspendKeyResponse { key: Some(key_out(&key)) }))
+        Ok(Response::new(SuspendKeyResponse { key: Some(key_out(&key.key)), revision: key.revision.0 }))
     }
 
     async fn resume_key(&self, request: Request<ResumeKeyRequest>) -> Result<Response<ResumeKeyResponse>, Status> {
         let caller = caller(&request)?;
         let (id, reason) = id_and_reason(&request.get_ref().key_id, &request.get_ref().reason)?;
         let key = self.0.resume_key(&caller, &id, reason).await?;
-        Ok(Response::new(ResumeKeyResponse { key: Some(key_out(&key)) }))
+        Ok(Response::new(ResumeKeyResponse { key: Some(key_out(&key.key)), revision: key.revision.0 }))
     }
 
     async fn revoke_key(&self, request: Request<RevokeKeyRequest>) -> Result<Response<RevokeKeyResponse>, Status> {
@@ -75,7 +76,7 @@ impl KeyService for Service {
         let caller = caller(&request)?;
         let id = key_id(&request.get_ref().key_id)?;
         let key = self.0.confirm_revoked_at_apple(&caller, &id).await?;
-        Ok(Response::new(ConfirmRevokedAtAppleResponse { key: Some(key_out(&key)) }))
+        Ok(Response::new(ConfirmRevokedAtAppleResponse { key: Some(key_out(&key.key)), revision: key.revision.0 }))
     }
 }
 

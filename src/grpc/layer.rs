@@ -14,9 +14,10 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http::{Request, Response};
 use tonic::body::Body;
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 use tower::{Layer, Service};
 
-use super::access::{self, Access, Limit, Who};
+use super::access::{self, Access, Audited, Limit, Who};
 use super::status::rate_limited;
 use crate::broker::{Broker, BrokerError, Caller, Phase};
 use crate::domain::operator::Power;
@@ -80,10 +81,19 @@ impl Inner {
             return Err(rate_limited());
         }
         self.authorise(row, &caller).map_err(|error| {
-            self.broker.record_refused_rpc(&caller, row.path, &error);
+            self.broker.record_refused_rpc(&caller, row.path, error.reason());
             Status::from(error)
         })?;
         Ok(caller)
+    }
+
+    /// What a use case refused is a refusal, too; a decision on a token has written its own row.
+    fn record_refusal(&self, row: &Access, caller: &Caller, status: &Status) {
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
+        if status.code() == Code::PermissionDenied || reason == "BAD_SHARE" {
+            self.broker.record_refused_rpc(caller, row.path, reason);
+        }
     }
 
     fn authorise(&self, row: &Access, caller: &Caller) -> Result<(), BrokerError> {
@@ -108,7 +118,7 @@ impl Inner {
             Who::Bootstrap if self.broker.is_bootstrap(&caller.client) => Ok(()),
             Who::Bootstrap => match open.as_deref() {
                 Some(state) => any_power(Some(state), &caller.client),
-                None => Err(BrokerError::LacksPower(Power::Unseal)),
+                None => Err(BrokerError::NotAnOperator),
             },
         }
     }
@@ -117,7 +127,7 @@ impl Inner {
 fn any_power(state: Option<&State>, client: &ClientId) -> Result<(), BrokerError> {
     let revoked = state.is_some_and(|state| state.is_revoked(&Target::Client(client.clone())));
     let known = state.is_some_and(|state| state.operators_of(client).next().is_some());
-    if known && !revoked { Ok(()) } else { Err(BrokerError::LacksPower(Power::Audit)) }
+    if known && !revoked { Ok(()) } else { Err(BrokerError::NotAnOperator) }
 }
 
 impl<S> Layer<S> for Gate {
@@ -158,12 +168,17 @@ where
         let admitted = self.gate.admit(row, request.extensions().get::<Peer>());
         match admitted {
             Ok(caller) => {
-                request.extensions_mut().insert(caller);
+                request.extensions_mut().insert(caller.clone());
                 let answer = self.inner.call(request);
+                let gate = Arc::clone(&self.gate);
                 Box::pin(async move {
                     let response = answer.await?;
                     // A unary failure is known from the headers; a stream that began counts as answered.
-                    let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+                    let status = Status::from_header_map(response.headers());
+                    let code = status.as_ref().map_or(Code::Ok, Status::code);
+                    if let Some(status) = status.filter(|_| row.audited != Audited::EveryDecision) {
+                        gate.record_refusal(row, &caller, &status);
+                    }
                     rpcs.with_label_values(&[row.path, &format!("{code:?}")]).inc();
                     Ok(response)
                 })

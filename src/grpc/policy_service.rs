@@ -43,7 +43,7 @@ impl PolicyService for Service {
         let name = name(AccountName::parse(&request.get_ref().name))?;
         let state = self.0.open()?.state();
         let account = state.accounts().get(&name).ok_or_else(|| absent("account", name.as_str()))?;
-        Ok(Response::new(GetAccountResponse { account: Some(account_out(account)) }))
+        Ok(Response::new(GetAccountResponse { account: Some(account_out(account)), revision: state.head().revision.0 }))
     }
 
     async fn list_accounts(
@@ -57,6 +57,7 @@ impl PolicyService for Service {
         Ok(Response::new(ListAccountsResponse {
             accounts: page.into_iter().map(account_out).collect(),
             next_page_token,
+            revision: state.head().revision.0,
         }))
     }
 
@@ -68,7 +69,11 @@ impl PolicyService for Service {
         let state = self.0.open()?.state();
         let group = state.app_groups().get(&name).ok_or_else(|| absent("app group", name.as_str()))?;
         let revoked = state.is_revoked(&Target::AppGroup(name));
-        Ok(Response::new(GetAppGroupResponse { app_group: Some(app_group_out(group)), revoked }))
+        Ok(Response::new(GetAppGroupResponse {
+            app_group: Some(app_group_out(group)),
+            revoked,
+            revision: state.head().revision.0,
+        }))
     }
 
     async fn list_app_groups(
@@ -80,7 +85,7 @@ impl PolicyService for Service {
         let all = state.app_groups().iter().map(|(name, it)| (name.as_str(), it));
         let (page, next_page_token) = page_of(all, size, &request.get_ref().page_token)?;
         let app_groups = page.into_iter().map(|group| app_group_out(group)).collect();
-        Ok(Response::new(ListAppGroupsResponse { app_groups, next_page_token }))
+        Ok(Response::new(ListAppGroupsResponse { app_groups, next_page_token, revision: state.head().revision.0 }))
     }
 
     async fn get_policy(&self, request: Request<GetPolicyRequest>) -> Result<Response<GetPolicyResponse>, Status> {
@@ -90,6 +95,7 @@ impl PolicyService for Service {
         Ok(Response::new(GetPolicyResponse {
             policy: Some(policy_out(policy)),
             revoked: state.is_revoked(&Target::Policy(name)),
+            revision: state.head().revision.0,
             enforced_by: enforcement::of_policy(policy).into_iter().map(enforcement_out).collect(),
         }))
     }
@@ -103,7 +109,7 @@ impl PolicyService for Service {
         let all = state.policies().iter().map(|(name, it)| (name.as_str(), it));
         let (page, next_page_token) = page_of(all, size, &request.get_ref().page_token)?;
         let policies = page.into_iter().map(|policy| policy_out(policy)).collect();
-        Ok(Response::new(ListPoliciesResponse { policies, next_page_token }))
+        Ok(Response::new(ListPoliciesResponse { policies, next_page_token, revision: state.head().revision.0 }))
     }
 
     async fn get_operator(
@@ -113,7 +119,10 @@ impl PolicyService for Service {
         let name = name(OperatorName::parse(&request.get_ref().name))?;
         let state = self.0.open()?.state();
         let operator = state.operators().get(&name).ok_or_else(|| absent("operator", name.as_str()))?;
-        Ok(Response::new(GetOperatorResponse { operator: Some(operator_out(operator)) }))
+        Ok(Response::new(GetOperatorResponse {
+            operator: Some(operator_out(operator)),
+            revision: state.head().revision.0,
+        }))
     }
 
     async fn list_operators(
@@ -125,7 +134,7 @@ impl PolicyService for Service {
         let all = state.operators().iter().map(|(name, it)| (name.as_str(), it));
         let (page, next_page_token) = page_of(all, size, &request.get_ref().page_token)?;
         let operators = page.into_iter().map(|operator| operator_out(operator)).collect();
-        Ok(Response::new(ListOperatorsResponse { operators, next_page_token }))
+        Ok(Response::new(ListOperatorsResponse { operators, next_page_token, revision: state.head().revision.0 }))
     }
 }
 

@@ -11,6 +11,7 @@ use super::proto::{
 use super::{Service, caller};
 use crate::broker::{MOST_LISTED, Revoked};
 use crate::domain::audit;
+use crate::store::ExposureCursor;
 
 #[tonic::async_trait]
 impl RevocationService for Service {
@@ -30,17 +31,15 @@ impl RevocationService for Service {
         let mut fields = Fields::default();
         let target = fields.target(request.target.as_ref());
         let target = fields.finish(target)?;
-        let after = if request.page_token.is_empty() { None } else { Some(place(&request.page_token)?) };
-        let exposure = self.0.exposure(&caller, &target, after).await?;
+        let after = if request.page_token.is_empty() { ExposureCursor::default() } else { place(&request.page_token)? };
+        let exposure = self.0.exposure(&caller, &target, &after).await?;
         let full = exposure.tokens.len() == MOST_LISTED as usize;
         let next = exposure.tokens.last().filter(|_| full);
         Ok(Response::new(ExposureResponse {
             revision: exposure.revision.0,
             count: exposure.totals.count,
             last_expires_at: exposure.totals.last_expires_at.map(time_out),
-            next_page_token: next
-                .map(|last| page_token_out(&format!("{} {}", last.expires_at, last.id)))
-                .unwrap_or_default(),
+            next_page_token: next.map(place_out).unwrap_or_default(),
             exposure: exposure.tokens.into_iter().map(token_out).collect(),
         }))
     }
@@ -56,10 +55,23 @@ impl RevocationService for Service {
     }
 }
 
-fn place(token: &str) -> Result<(i64, String), Status> {
+/// No name holds a line break.
+fn place_out(last: &audit::LiveToken) -> String {
+    page_token_out(&format!("{}\n{}\n{}\n{}", last.expires_at, last.id, last.client, last.policy))
+}
+
+fn place(token: &str) -> Result<ExposureCursor, Status> {
     let text = page_token_in(token)?;
-    let parts = text.split_once(' ').and_then(|(time, id)| Some((time.parse().ok()?, id.to_owned())));
-    parts.ok_or_else(|| bad_page_token(token))
+    match text.split('\n').collect::<Vec<_>>().as_slice() {
+        [time, id, client, policy] => time.parse().ok().map(|expires_at| ExposureCursor {
+            expires_at,
+            token_id: (*id).to_owned(),
+            client: (*client).to_owned(),
+            policy: (*policy).to_owned(),
+        }),
+        _ => None,
+    }
+    .ok_or_else(|| bad_page_token(token))
 }
 
 pub(super) fn revocation_out(revoked: Revoked) -> Revocation {

@@ -31,6 +31,8 @@ impl From<BrokerError> for Status {
             | BrokerError::TooManyKeys { .. }
             | BrokerError::KeyState { .. }
             | BrokerError::KeyIsGone
+            | BrokerError::LastAdministrator(_)
+            | BrokerError::AuditNotWhole(_)
             | BrokerError::NotRevoked(_)
             | BrokerError::KeyFile(_)
             | BrokerError::WrongMethod(_)
@@ -41,7 +43,9 @@ impl From<BrokerError> for Status {
                 details.set_error_info(error.reason(), DOMAIN, metadata);
                 if denial.reason == DenyReason::Sealed { Code::Unavailable } else { Code::PermissionDenied }
             }
-            BrokerError::LacksPower(_) | BrokerError::OutsideAppGroup(_) => Code::PermissionDenied,
+            BrokerError::LacksPower(_) | BrokerError::OutsideAppGroup(_) | BrokerError::NotAnOperator => {
+                Code::PermissionDenied
+            }
             BrokerError::Invalid(violations) => {
                 add_violations(&mut details, violations);
                 Code::InvalidArgument

@@ -50,8 +50,8 @@ impl SystemService for Service {
         let mut fields = Fields::default();
         let reason = fields.reason(&request.get_ref().reason);
         let reason = fields.finish(reason)?;
-        self.0.seal(&caller, reason).await?;
-        Ok(Response::new(SealResponse {}))
+        let revision = self.0.seal(&caller, reason).await?.0;
+        Ok(Response::new(SealResponse { revision }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -78,8 +78,8 @@ impl SystemService for Service {
     }
 
     async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<RotateResponse>, Status> {
-        let root_key_version = self.0.rotate(&caller(&request)?).await?;
-        Ok(Response::new(RotateResponse { root_key_version }))
+        let (root_key_version, revision) = self.0.rotate(&caller(&request)?).await?;
+        Ok(Response::new(RotateResponse { root_key_version, revision: revision.0 }))
     }
 
     async fn rekey(&self, request: Request<RekeyRequest>) -> Result<Response<RekeyResponse>, Status> {
@@ -107,6 +107,7 @@ impl SystemService for Service {
             given: rekeyed.given,
             threshold: rekeyed.threshold,
             generation: rekeyed.generation,
+            revision: rekeyed.revision.0,
         }))
     }
 }

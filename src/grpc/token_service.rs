@@ -76,7 +76,7 @@ fn answer(issued: &Issued) -> IssueTokenResponse {
         issuer_id: permit.issuer_id().to_string(),
         policy: permit.policy().name.to_string(),
         revision: issued.revision.0,
-        enforced_by: permit.enforcement().into_iter().map(enforcement_out).collect(),
+        enforced_by: issued.enforced_by.iter().cloned().map(enforcement_out).collect(),
         reused: issued.reused,
         decision_id: issued.decision_id.to_string(),
     }

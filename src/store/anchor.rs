@@ -36,12 +36,18 @@ impl Anchor {
         &self.0
     }
 
-    /// What the file says; `None` where there is none yet.
+    /// Whether somebody made an empty file, to start an anchor from the present history.
+    pub fn is_empty(&self) -> bool {
+        fs::metadata(&self.0).is_ok_and(|file| file.len() == 0)
+    }
+
+    /// What the file says; `None` where there is none yet, or an empty one.
     ///
     /// # Errors
     /// Where it can't be read, or says something else.
     pub fn read(&self) -> io::Result<Option<Anchored>> {
         match fs::read(&self.0) {
+            Ok(bytes) if bytes.is_empty() => Ok(None),
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::from),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),

@@ -124,6 +124,19 @@ pub struct ExposureTotals {
     pub last_expires_at: Option<i64>,
 }
 
+/// Where an exposure goes on: the last token's place.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExposureCursor {
+    /// When it dies, in Unix seconds.
+    pub expires_at: i64,
+    /// Its name.
+    pub token_id: String,
+    /// Who got it.
+    pub client: String,
+    /// Under which policy.
+    pub policy: String,
+}
+
 /// The durable side of the broker.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -203,7 +216,7 @@ pub trait Store: Send + Sync + 'static {
         target: &Target,
         before: Revision,
         now_s: i64,
-        after: (i64, &str),
+        after: &ExposureCursor,
         limit: u32,
     ) -> Result<Vec<LiveToken>, StoreError>;
 }

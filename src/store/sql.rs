@@ -11,7 +11,24 @@ pub(super) const SEAL_ROW: &str = "select vault, generation, method, keyring fro
 pub(super) const PUT_SEAL_ROW: &str = "insert into seal (id, vault, generation, method, keyring) values (1, $1, $2, $3, $4) \
      on conflict (id) do update set vault = excluded.vault, generation = excluded.generation, method = excluded.method, \
      keyring = excluded.keyring";
-pub(super) const HEAD: &str = "select revision, chain from control_head";
+macro_rules! head {
+    () => {
+        "select revision, chain from control_head"
+    };
+}
+macro_rules! put_end {
+    () => {
+        "insert into audit_writer (writer, sequence, chain, revision, key_version, tag) \
+         values ($1, $2, $3, $4, $5, $6) on conflict (writer) do update set sequence = excluded.sequence, \
+         chain = excluded.chain, revision = excluded.revision, key_version = excluded.key_version, tag = excluded.tag"
+    };
+}
+pub(super) const HEAD: &str = head!();
+/// SQLite alone: PostgreSQL has a function for the whole transaction.
+pub(super) const BEGIN_AND_HEAD: &str = concat!("begin immediate; ", head!());
+pub(super) const PUT_END: &str = put_end!();
+/// SQLite alone, as above.
+pub(super) const PUT_END_AND_COMMIT: &str = concat!(put_end!(), "; commit");
 pub(super) const PUT_HEAD: &str = "insert into control_head (id, revision, chain) values (1, $1, $2) \
      on conflict (id) do update set revision = excluded.revision, chain = excluded.chain";
 pub(super) const ADD_RECORD: &str =
@@ -23,9 +40,6 @@ pub(super) const SEALED_KEYS: &str = "select key_id, imported, sealed from seale
 pub(super) const PUT_KEY: &str = "insert into sealed_keys (key_id, imported, sealed) values ($1, $2, $3) \
      on conflict (key_id) do update set imported = excluded.imported, sealed = excluded.sealed";
 pub(super) const DESTROY_KEY: &str = "delete from sealed_keys where key_id = $1";
-pub(super) const PUT_END: &str = "insert into audit_writer (writer, sequence, chain, revision, key_version, tag) \
-     values ($1, $2, $3, $4, $5, $6) on conflict (writer) do update set sequence = excluded.sequence, \
-     chain = excluded.chain, revision = excluded.revision, key_version = excluded.key_version, tag = excluded.tag";
 pub(super) const WRITER_ENDS: &str = "select w.writer, w.sequence, w.chain, w.revision, w.key_version, w.tag, \
      (select a.chain from audit a where a.writer = w.writer and a.sequence = w.sequence) as row_chain, \
      exists (select 1 from audit a where a.writer = w.writer and a.sequence > w.sequence) as has_more \
@@ -38,22 +52,6 @@ pub(super) const LAST_ROW: &str = "select max(sequence) from audit where writer 
 pub(super) const CHAIN_AT: &str = "select chain from audit where writer = $1 and sequence = $2";
 pub(super) const REMOVE_ROWS: &str = "delete from audit where writer = $1 and sequence <= $2 and sequence < \
      (select min(sequence) + $3 from audit where writer = $1)";
-
-/// `insert` of `rows` audit rows.
-pub(super) fn add_rows(rows: usize) -> String {
-    let mut sql = format!("insert into audit ({AUDIT_COLUMNS}) values ");
-    let mut parameter = 0_usize;
-    for row in 0..rows {
-        sql.push_str(if row == 0 { "(" } else { ", (" });
-        for column in 0..AUDIT_WIDTH {
-            parameter = parameter.saturating_add(1);
-            let comma = if column == 0 { "" } else { ", " };
-            sql.push_str(&format!("{comma}${parameter}"));
-        }
-        sql.push(')');
-    }
-    sql
-}
 
 /// One writer's rows, in order.
 pub(super) fn rows_of_writer() -> String {
@@ -70,20 +68,24 @@ pub(super) fn list_rows() -> String {
     )
 }
 
-/// Live tokens under a target; `column` is one of the table's own, never a caller's text.
+/// Live tokens under a target; `column` is one of the table's own, never a caller's text. Two rows can be one token: claims
+/// have whole seconds, so what one caller was granted twice within a second under one policy is the same token.
 pub(super) fn exposure_totals(column: &'static str) -> String {
-    format!("select count(*), max(expires_at) from audit where {}", live(column))
+    format!("select count(*), max(expires_at) from ({}) as live", live(column))
 }
 
 /// The same, one by one.
 pub(super) fn exposure(column: &'static str) -> String {
     format!(
-        "select token_id, caller, policy, key_id, app_group, issued_at, expires_at, revision from audit where {} \
-         and (expires_at, token_id) > ($4, $5) order by expires_at, token_id limit $6",
+        "{} and (expires_at, token_id, caller, policy) > ($4, $5, $6, $7) \
+         order by expires_at, token_id, caller, policy limit $8",
         live(column)
     )
 }
 
 fn live(column: &'static str) -> String {
-    format!("outcome = 'SIGNED' and expires_at > $1 and revision < $2 and {column} = $3")
+    format!(
+        "select distinct token_id, caller, policy, key_id, app_group, issued_at, expires_at from audit \
+         where outcome = 'SIGNED' and expires_at > $1 and revision < $2 and {column} = $3"
+    )
 }

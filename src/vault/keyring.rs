@@ -101,6 +101,11 @@ impl Keyring {
         SealingKey::new(0, self.own.expose_key())?.seal(place, &plain)
     }
 
+    /// Whether this keyring's own key opens these sealed bytes.
+    pub fn opens(&self, place: &Place<'_>, sealed: &[u8]) -> bool {
+        SealingKey::new(0, self.own.expose_key()).is_ok_and(|key| key.open(place, sealed).is_ok())
+    }
+
     /// Opens a sealed keyring.
     ///
     /// # Errors

@@ -123,26 +123,44 @@ pub fn public_point(public_key: &[u8]) -> Option<&[u8]> {
     public_key.get(26..).filter(|point| point.len() == 65)
 }
 
-/// Undoes what environment variables do to a file.
+/// Undoes what environment variables do to a file. Buffers have their full size from the start, so that none leaves a copy
+/// behind by growing.
 fn plain_pem(bytes: &[u8]) -> Result<Zeroizing<String>, P8Error> {
     let text = std::str::from_utf8(bytes).map_err(|_| P8Error::NotPem)?.trim();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.is_empty() {
         return Err(P8Error::Empty);
     }
+    let mut pem = Zeroizing::new(String::with_capacity(text.len()));
     if text.contains("-----") {
-        return Ok(Zeroizing::new(text.replace("\\r", "").replace("\\n", "\n")));
+        for (at, line) in text.split("\\n").enumerate() {
+            if at > 0 {
+                pem.push('\n');
+            }
+            pem.push_str(line.strip_suffix("\\r").unwrap_or(line));
+        }
+    } else {
+        let packed = without_white_space(text);
+        let length = BASE64.decode_len(packed.len()).map_err(|_| P8Error::NotPem)?;
+        let mut inner = Zeroizing::new(vec![0; length]);
+        let written = BASE64.decode_mut(&packed, &mut inner).map_err(|_| P8Error::NotPem)?;
+        let inner = inner.get(..written).and_then(|inner| std::str::from_utf8(inner).ok()).ok_or(P8Error::NotPem)?;
+        if !inner.trim_start().starts_with(BEGIN) {
+            return Err(P8Error::NotPem);
+        }
+        pem.push_str(inner);
     }
-    let packed: Zeroizing<Vec<u8>> = Zeroizing::new(text.bytes().filter(|b| !b.is_ascii_whitespace()).collect());
-    let inner = BASE64.decode(&packed).map(Zeroizing::new).map_err(|_| P8Error::NotPem)?;
-    match std::str::from_utf8(&inner) {
-        Ok(inner) if inner.trim_start().starts_with(BEGIN) => Ok(Zeroizing::new(inner.trim().to_owned())),
-        _ => Err(P8Error::NotPem),
-    }
+    Ok(pem)
+}
+
+fn without_white_space(text: &str) -> Zeroizing<Vec<u8>> {
+    let mut out = Zeroizing::new(Vec::with_capacity(text.len()));
+    out.extend(text.bytes().filter(|b| !b.is_ascii_whitespace()));
+    out
 }
 
 fn decode_pem(pem: &str) -> Result<PrivateKeyDer, P8Error> {
-    let rest = pem.strip_prefix(BEGIN).ok_or(P8Error::NotPem)?;
+    let rest = pem.trim().strip_prefix(BEGIN).ok_or(P8Error::NotPem)?;
     let (label, rest) = rest.split_once(DASHES).ok_or(P8Error::NotPem)?;
     if rest.contains(BEGIN) {
         return Err(P8Error::SeveralBlocks);
@@ -155,7 +173,7 @@ fn decode_pem(pem: &str) -> Result<PrivateKeyDer, P8Error> {
         _ => return Err(P8Error::NotPrivateKey),
     }
     let body = rest.strip_suffix("-----END PRIVATE KEY-----").ok_or(P8Error::BadBase64)?;
-    let packed: Zeroizing<Vec<u8>> = Zeroizing::new(body.bytes().filter(|b| !b.is_ascii_whitespace()).collect());
+    let packed = without_white_space(body);
     // Decoded into a buffer of the full size, so that no copy is left behind by growing.
     let length = BASE64.decode_len(packed.len()).map_err(|_| P8Error::BadBase64)?;
     let mut der = Zeroizing::new(vec![0; length]);
@@ -192,6 +210,8 @@ mod tests {
             pem.replace('\n', "\r\n"),
             pem.trim_end().to_owned(),
             pem.trim_end().replace('\n', "\\n"),
+            pem.replace('\n', "\\n"),
+            pem.replace('\n', "\\r\\n"),
             BASE64.encode(pem.as_bytes()),
             format!("\u{feff}{pem}"),
         ] {

@@ -273,6 +273,11 @@ impl SealRow {
         Keyring::open(key, &self.place(&self.says()), &self.keyring)
     }
 
+    /// Whether this keyring's own key opens the row: then what is sealed by it next opens with the same unseal key.
+    pub fn is_sealed_by(&self, keyring: &Keyring) -> bool {
+        keyring.opens(&self.place(&self.says()), &self.keyring)
+    }
+
     /// All that the row says in the clear, so that it can't be changed either.
     fn says(&self) -> String {
         match &self.method {

@@ -60,7 +60,7 @@ async fn a_follower_sees_rows_as_they_come() {
     let filter = Some(proto::AuditFilter { from, ..proto::AuditFilter::default() });
     let mut past = operator.audit.follow(proto::FollowRequest { filter }).await.unwrap().into_inner();
     let mut seen = Vec::new();
-    while seen.len() < 4 {
+    while seen.len() < 7 {
         let next = tokio::time::timeout(Duration::from_secs(10), past.message()).await.unwrap().unwrap().unwrap();
         seen.push(next.event.unwrap().event);
     }

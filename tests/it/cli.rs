@@ -134,7 +134,7 @@ async fn a_token_is_printed_bare_or_with_all_there_is_to_know() {
     let object = it.json("client", &short);
     assert_eq!(object["expires_in_s"], 90);
     it.fails("stranger", &issue, 3, "NO_POLICY");
-    it.fails("client", &["key", "list"], 3, "POWER_MISSING");
+    it.fails("client", &["key", "list"], 3, "NOT_AN_OPERATOR");
     it.fails("client", &["token", "issue", "--app-group", "games"], 2, "USAGE");
     it.fails("client", &["token", "issue", "--app-group", "games", "--role", "KING"], 2, "USAGE");
     let unreachable = [&issue[..], &["--addr", "127.0.0.1:1"]].concat();

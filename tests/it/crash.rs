@@ -65,10 +65,16 @@ async fn p4_every_token_a_client_received_is_in_the_audit_however_the_process_di
         let mut operator = connect(&it, "operator").await;
         load.spawn(async move {
             for nth in 0..100_000_u32 {
-                let done = match nth % 3 {
-                    0 => operator.system.rotate(proto::RotateRequest {}).await.is_ok(),
-                    1 => operator.import(&import(&format!("K{kill:04}{nth:05}"), &new_p8())).await.is_ok(),
-                    _ => operator.revoke(proto::TargetKind::Key, &format!("K{kill:04}{:05}", nth - 1)).await.is_ok(),
+                let id = format!("K{kill:04}{:05}", nth / 5);
+                let done = match nth % 5 {
+                    0 => operator.import(&import(&id, &new_p8())).await.is_ok(),
+                    1 => operator.system.rotate(proto::RotateRequest {}).await.is_ok(),
+                    2 => operator.system.rekey(proto::RekeyRequest::default()).await.is_ok(),
+                    3 => operator.revoke(proto::TargetKind::Key, &id).await.is_ok(),
+                    _ => {
+                        let confirm = proto::ConfirmRevokedAtAppleRequest { key_id: id };
+                        operator.key.confirm_revoked_at_apple(confirm).await.is_ok()
+                    }
                 };
                 if !done && nth > 500 {
                     break;

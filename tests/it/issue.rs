@@ -32,6 +32,41 @@ async fn a_team_keys_token_has_exactly_what_apple_lists() {
     broker.stop().await;
 }
 
+/// RFC 7515, appendix A.3: our verifier takes the vector and nothing near it, and the vector's key signs through the broker
+/// what that verifier accepts.
+#[tokio::test]
+async fn rfc_7515_a_3_holds_for_the_verifier_and_for_what_the_broker_signs() {
+    use p256::SecretKey;
+    use p256::pkcs8::{EncodePrivateKey, LineEnding};
+    const D: &str = "jpsQnnGQmL-YBIffH1136cspYG6-0iY7X1fCE9-E9LI";
+    const TOKEN: &str = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9\
+                         pc19yb290Ijp0cnVlfQ.DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
+    let secret = SecretKey::from_slice(&data_encoding::BASE64URL_NOPAD.decode(D.as_bytes()).unwrap()).unwrap();
+    let p8 = secret.to_pkcs8_pem(LineEnding::LF).unwrap().to_string();
+    let (header, claims) = verified(TOKEN, &p8);
+    assert_eq!((header["alg"].as_str(), claims["iss"].as_str()), (Some("ES256"), Some("joe")));
+    let near = TOKEN.replace("eyJpc3MiOiJqb2Ui", "eyJpc3MiOiJqb2Uj");
+    assert!(std::panic::catch_unwind(|| verified(&near, &p8)).is_err());
+    let mut broker = Broker::start().await;
+    broker.as_(OPERATOR).await.import(&import("RFC7515A3K", &p8)).await.unwrap();
+    let issued = broker.as_(CLIENT).await.issue(ask()).await.unwrap();
+    assert_eq!(issued.key_id, "RFC7515A3K", "the newest import signs");
+    verified(&issued.token, &p8);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn inv_issue_1_a_tightened_policy_ends_the_reuse_of_what_it_no_longer_grants() {
+    let mut broker = Broker::start().await;
+    let (mut operator, mut client) = (broker.as_(OPERATOR).await, broker.as_(CLIENT).await);
+    let long = client.issue(ask()).await.unwrap();
+    operator.apply(policies(vec![proto::Policy { max_ttl: duration(120), ..release_policy() }])).await.unwrap();
+    let short = client.issue(ask()).await.unwrap();
+    assert!(!short.reused && short.token != long.token);
+    assert_eq!(short.expires_in.unwrap().seconds, 120);
+    broker.stop().await;
+}
+
 #[tokio::test]
 async fn an_individual_keys_token_names_a_user_and_no_issuer() {
     let mut broker = Broker::bare(Options::default()).await;
@@ -159,6 +194,14 @@ async fn the_lifetime_is_what_was_asked_capped_by_policy_and_by_apple() {
     assert_eq!(life(&broker.as_("spiffe://acme.internal/ends").await.issue(day.clone()).await.unwrap()), 100);
     let mut reader = broker.as_("spiffe://acme.internal/xcode").await;
     assert_eq!(refused(reader.issue(day.clone()).await), (Code::PermissionDenied, "SCOPE_REQUIRED".to_owned()));
+    // What an `include` reads need not be on Apple's list.
+    let including = proto::Policy {
+        name: "including".to_owned(),
+        operations: vec!["GET /v1/ciBuildRuns/42?include=builds".to_owned()],
+        max_ttl: duration(86_400),
+        ..release_policy()
+    };
+    assert_eq!(wrong_fields(operator.apply(policies(vec![including])).await), ["policies[0].max_ttl"]);
     let scope = vec!["GET /v1/ciBuildRuns/42".to_owned()];
     assert_eq!(life(&reader.issue(proto::IssueTokenRequest { scope: scope.clone(), ..day }).await.unwrap()), 86_400);
     assert_eq!(life(&reader.issue(proto::IssueTokenRequest { scope, ..ask() }).await.unwrap()), 3600);

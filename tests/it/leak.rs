@@ -76,6 +76,23 @@ async fn p1_nothing_that_leaves_the_process_carries_the_key() {
     keep(format!("{:?}", operator.key.get_key(proto::GetKeyRequest { key_id: "CANARYKEY1".to_owned() }).await));
     keep(format!("{:?}", operator.key.list_keys(proto::ListKeysRequest::default()).await));
     keep(format!("{:?}", operator.system.rotate(proto::RotateRequest {}).await));
+    keep(format!("{:?}", operator.system.rekey(proto::RekeyRequest::default()).await));
+    let (key_id, reason) = ("CANARYKEY1".to_owned(), "a test".to_owned());
+    let suspend = proto::SuspendKeyRequest { key_id: key_id.clone(), reason: reason.clone() };
+    keep(format!("{:?}", operator.key.suspend_key(suspend).await));
+    keep(format!("{:?}", operator.key.resume_key(proto::ResumeKeyRequest { key_id: key_id.clone(), reason }).await));
+    let target = Some(proto::Target { kind: proto::TargetKind::Key.into(), name: key_id.clone() });
+    let exposure = proto::ExposureRequest { target, page_token: String::new() };
+    keep(format!("{:?}", operator.revocation.exposure(exposure).await));
+    keep(format!("{:?}", operator.apply(sample()).await));
+    keep(format!("{:?}", operator.policy.list_policies(proto::ListPoliciesRequest::default()).await));
+    keep(format!("{:?}", operator.verify().await));
+    let cut = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
+    keep(format!("{:?}", operator.audit.prune(proto::PruneRequest { before: cut }).await));
+    let seal = proto::SealRequest { reason: "a test".to_owned() };
+    keep(format!("{:?}", operator.system.seal(seal).await));
+    keep(format!("{:?}", broker.ops("/readyz").await));
+    keep(format!("{:?}", operator.system.unseal(proto::UnsealRequest::default()).await));
     keep(format!("{:?}", operator.system.status(proto::StatusRequest {}).await));
     keep(format!("{:?}", operator.all_events().await));
     keep(broker.ops("/metrics").await.1);
@@ -85,7 +102,10 @@ async fn p1_nothing_that_leaves_the_process_carries_the_key() {
         let path = broker.dir.path().join(name);
         search(name, &std::fs::read(path).unwrap_or_default(), &wanted);
     }
-    operator.revoke(proto::TargetKind::Key, "CANARYKEY1").await.unwrap();
+    keep(format!("{:?}", operator.revoke(proto::TargetKind::Key, "CANARYKEY1").await.unwrap()));
+    let confirm = proto::ConfirmRevokedAtAppleRequest { key_id };
+    keep(format!("{:?}", operator.key.confirm_revoked_at_apple(confirm).await.unwrap()));
+    search("an answer", &answers.lock().unwrap(), &wanted);
     broker.stop().await;
     search("vault.db", &std::fs::read(broker.database()).unwrap(), &wanted);
 }

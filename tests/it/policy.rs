@@ -27,6 +27,11 @@ async fn a_plan_says_what_apply_then_does() {
     assert!(changes.contains(&"max_ttl_s: 600 -> 300".to_owned()), "{changes:?}");
     let applied = operator.apply(document.clone()).await.unwrap();
     assert_eq!((applied.steps, applied.revision), (plan.steps, before + 1));
+    let events = operator.all_events().await;
+    let told = events.iter().any(|event| {
+        event.detail.contains("update policy games-release-ci (") && event.detail.contains("max_ttl_s: 600 -> 300")
+    });
+    assert!(told, "the audit says what was changed");
     // Once more: nothing to do, no record.
     assert_eq!(operator.apply(document).await.unwrap().revision, before + 1);
     broker.stop().await;
@@ -115,6 +120,13 @@ async fn authors_write_policies_for_their_groups_and_nothing_else() {
     );
     let stolen = proto::Policy { app_group: "tools".to_owned(), ..release_policy() };
     assert_eq!(refused(author.apply(policies(vec![stolen])).await).1, "OUTSIDE_APP_GROUP");
+    // What a use case refuses is in the audit, too.
+    eventually("the refusals are in the audit", async || {
+        let events = operator.all_events().await;
+        events.iter().filter(|event| event.reason == "OUTSIDE_APP_GROUP" && event.caller.ends_with("/author")).count()
+            == 2
+    })
+    .await;
     let account = proto::Account { name: "mine".to_owned(), issuer_id: ISSUER.to_owned() };
     let accounts = proto::Document { accounts: vec![account], ..proto::Document::default() };
     assert_eq!(refused(author.apply(accounts).await).1, "POWER_MISSING");

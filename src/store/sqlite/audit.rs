@@ -1,6 +1,7 @@
 //! Audit rows: adding, listing, walking, removing; and exposure, which is a question to them.
 
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::query::Query;
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
 use super::{chain, classify, signed, unsigned};
@@ -8,18 +9,21 @@ use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditEvent, AuditFilter, AuditRow, AuditedToken, LiveToken, Outcome};
 use crate::domain::target::Target;
 use crate::id::{Chain, Revision, TokenId, WriterId};
-use crate::store::{AuditBatch, AuditCursor, ExposureTotals, StoreError, StoredEnd, sql};
+use crate::store::{AuditBatch, AuditCursor, ExposureCursor, ExposureTotals, StoreError, StoredEnd, sql};
 use crate::vault::audit_chain::WriterEnd;
 
-/// Most rows of one `insert`. Chunks are powers of two, so that seven prepared statements serve every batch.
-const MOST_ROWS: usize = 64;
+/// Most rows of one `insert`: as many prepared statements as there are sizes, and each is kept.
+pub(super) const MOST_ROWS: usize = 64;
 
 pub(super) async fn add(connection: &mut SqliteConnection, batch: &AuditBatch) -> Result<(), StoreError> {
-    let mut rest = batch.rows.as_slice();
-    while !rest.is_empty() {
-        let size = MOST_ROWS.min(1 << rest.len().ilog2());
-        let (chunk, more) = rest.split_at_checked(size).unwrap_or((rest, &[]));
-        let mut query = sqlx::query(AssertSqlSafe(sql::add_rows(chunk.len())));
+    add_rows(connection, batch).await?;
+    put_end(sqlx::query(sql::PUT_END), batch).execute(connection).await.map(drop).map_err(classify)
+}
+
+/// The rows alone.
+pub(super) async fn add_rows(connection: &mut SqliteConnection, batch: &AuditBatch) -> Result<(), StoreError> {
+    for chunk in batch.rows.chunks(MOST_ROWS) {
+        let mut query = sqlx::query(AssertSqlSafe(insert(chunk.len())));
         for row in chunk {
             let event = &row.event;
             query = query
@@ -46,20 +50,30 @@ pub(super) async fn add(connection: &mut SqliteConnection, batch: &AuditBatch) -
                 .bind(row.chain.0.as_slice());
         }
         query.execute(&mut *connection).await.map_err(classify)?;
-        rest = more;
     }
+    Ok(())
+}
+
+/// A statement that starts with the upsert of the writer's end, with that end bound.
+pub(super) fn put_end<'q>(
+    query: Query<'q, Sqlite, SqliteArguments>,
+    batch: &'q AuditBatch,
+) -> Query<'q, Sqlite, SqliteArguments> {
     let end = &batch.end;
-    sqlx::query(sql::PUT_END)
+    query
         .bind(end.writer.as_str())
         .bind(signed(end.sequence))
         .bind(end.chain.0.as_slice())
         .bind(signed(end.revision.0))
         .bind(i64::from(end.key_version))
         .bind(end.tag.0.as_slice())
-        .execute(&mut *connection)
-        .await
-        .map_err(classify)?;
-    Ok(())
+}
+
+/// `insert` of `rows` audit rows. Parameters are anonymous: SQLite looks names up one by one, which for a thousand of them
+/// takes four times as long as the insert.
+fn insert(rows: usize) -> String {
+    let row = format!("({})", vec!["?"; sql::AUDIT_WIDTH].join(", "));
+    format!("insert into audit ({}) values {}", sql::AUDIT_COLUMNS, vec![row; rows].join(", "))
 }
 
 pub(super) async fn writer_ends(readers: &SqlitePool) -> Result<Vec<StoredEnd>, StoreError> {
@@ -179,15 +193,17 @@ pub(super) async fn exposure(
     target: &Target,
     before: Revision,
     now_s: i64,
-    after: (i64, &str),
+    after: &ExposureCursor,
     limit: u32,
 ) -> Result<Vec<LiveToken>, StoreError> {
     let rows = sqlx::query(AssertSqlSafe(sql::exposure(column(target))))
         .bind(now_s)
         .bind(signed(before.0))
         .bind(target.name())
-        .bind(after.0)
-        .bind(after.1)
+        .bind(after.expires_at)
+        .bind(after.token_id.as_str())
+        .bind(after.client.as_str())
+        .bind(after.policy.as_str())
         .bind(i64::from(limit))
         .fetch_all(readers)
         .await
@@ -202,7 +218,6 @@ pub(super) async fn exposure(
                 app_group: row.try_get(4).map_err(classify)?,
                 issued_at: row.try_get(5).map_err(classify)?,
                 expires_at: row.try_get(6).map_err(classify)?,
-                revision: Revision(unsigned(row.try_get(7).map_err(classify)?)?),
             })
         })
         .collect()

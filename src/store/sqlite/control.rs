@@ -1,6 +1,6 @@
 //! The seal, the control log and its head, sealed keys; and the two transactions that everything rests on.
 
-use sqlx::sqlite::SqlitePool;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::{audit, chain, classify, signed, unsigned};
@@ -28,6 +28,10 @@ pub(super) async fn seal_row(readers: &SqlitePool) -> Result<Option<SealRow>, St
 
 pub(super) async fn head(connection: &mut SqliteConnection) -> Result<Head, StoreError> {
     let row = sqlx::query(sql::HEAD).fetch_optional(connection).await.map_err(classify)?;
+    head_in(row.as_ref())
+}
+
+fn head_in(row: Option<&SqliteRow>) -> Result<Head, StoreError> {
     let Some(row) = row else { return Ok(Head::default()) };
     let revision: i64 = row.try_get(0).map_err(classify)?;
     let bytes: Vec<u8> = row.try_get(1).map_err(classify)?;
@@ -45,21 +49,33 @@ pub(super) async fn initialise(writer: &mut SqliteConnection, first: &Append) ->
     transaction.commit().await.map_err(classify)
 }
 
+/// The hot path, in three messages to SQLite's thread where there could be six: begin and head, rows, end and commit.
 pub(super) async fn commit_rows(
     writer: &mut SqliteConnection,
     decided_at: Option<Head>,
     batch: &AuditBatch,
 ) -> Result<Fenced, StoreError> {
-    let mut transaction = writer.begin_with("begin immediate").await.map_err(classify)?;
     // INVARIANT (P5): the head is read under the write lock, so no change can come between this and the commit.
-    if let Some(decided_at) = decided_at
-        && head(&mut transaction).await? != decided_at
+    let begun = sqlx::query(sql::BEGIN_AND_HEAD).fetch_all(&mut *writer).await.map_err(classify);
+    let done = match begun.and_then(|rows| head_in(rows.first())) {
+        Ok(head) if decided_at.is_some_and(|decided_at| decided_at != head) => Ok(Fenced::HeadMoved),
+        Ok(_) => write_rows(writer, batch).await,
+        Err(error) => Err(error),
+    };
+    if done != Ok(Fenced::Committed)
+        && let Err(error) = sqlx::query("rollback").execute(writer).await
     {
-        return Ok(Fenced::HeadMoved);
+        // Nothing was begun, or the connection is gone: either way nothing is left of it.
+        tracing::debug!(%error, "no rollback");
     }
-    audit::add(&mut transaction, batch).await?;
+    done
+}
+
+async fn write_rows(writer: &mut SqliteConnection, batch: &AuditBatch) -> Result<Fenced, StoreError> {
+    audit::add_rows(writer, batch).await?;
     // INVARIANT (P4): the caller learns of the rows only after they are durable.
-    transaction.commit().await.map_err(classify)?;
+    let end = audit::put_end(sqlx::query(sql::PUT_END_AND_COMMIT), batch);
+    end.execute(writer).await.map_err(classify)?;
     Ok(Fenced::Committed)
 }
 

@@ -17,7 +17,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
-use super::{Append, AuditBatch, AuditCursor, ExposureTotals, Fenced, SealedKey, Store, StoreError, StoredEnd};
+use super::{
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureTotals, Fenced, SealedKey, Store, StoreError, StoredEnd,
+};
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
 use crate::domain::target::Target;
@@ -55,9 +57,12 @@ impl SqliteStore {
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(Duration::from_secs(5))
+            // Nobody else writes, and emptying the log must not hold the writer while a reader is in the way.
+            .busy_timeout(Duration::ZERO)
             // INVARIANT (P6): deleted content is overwritten, not only unlinked.
             .pragma("secure_delete", "on")
+            // One for each size of insert, and the others.
+            .statement_cache_capacity(audit::MOST_ROWS + 64)
             .disable_statement_logging();
         let mut writer = options.connect().await.map_err(classify)?;
         sqlx::migrate!("migrations/sqlite")
@@ -66,7 +71,7 @@ impl SqliteStore {
             .map_err(|error| StoreError::Corrupt(error.to_string()))?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
-            .connect_with(options.read_only(true))
+            .connect_with(options.read_only(true).busy_timeout(Duration::from_secs(5)))
             .await
             .map_err(classify)?;
         let store = Self { writer: Mutex::new(Some(writer)), readers, _lock: lock };
@@ -99,7 +104,8 @@ fn classify(error: sqlx::Error) -> StoreError {
     match &error {
         sqlx::Error::Database(inner) => match inner.code().as_deref() {
             // SQLITE_CORRUPT, SQLITE_NOTADB, SQLITE_CONSTRAINT and its extended codes: rows that can't be ours.
-            Some("11" | "26" | "19" | "1555" | "2067" | "275" | "1299" | "3091") => {
+            // SQLITE_ERROR among them: a statement of ours that is wrong means a table that is not ours.
+            Some("1" | "11" | "26" | "19" | "1555" | "2067" | "275" | "1299" | "3091") => {
                 StoreError::Corrupt(error.to_string())
             }
             _ => StoreError::Unavailable(error.to_string()),
@@ -226,7 +232,7 @@ impl Store for SqliteStore {
         target: &Target,
         before: Revision,
         now_s: i64,
-        after: (i64, &str),
+        after: &ExposureCursor,
         limit: u32,
     ) -> Result<Vec<LiveToken>, StoreError> {
         audit::exposure(&self.readers, target, before, now_s, after, limit).await

@@ -8,7 +8,9 @@ use p8broker::domain::audit::{AuditEvent, AuditFilter, AuditedToken, Outcome};
 use p8broker::domain::target::Target;
 use p8broker::id::{Chain, ClientId, Head, KeyId, Revision, TokenId, VaultId, WriterId};
 use p8broker::store::sqlite::SqliteStore;
-use p8broker::store::{Append, AuditBatch, AuditCursor, Fenced, KeyBytes, SealedKey, Store, StoreError};
+use p8broker::store::{
+    Append, AuditBatch, AuditCursor, ExposureCursor, Fenced, KeyBytes, SealedKey, Store, StoreError,
+};
 use p8broker::vault::audit_chain::WriterEnd;
 use p8broker::vault::keyring::Keyring;
 use p8broker::vault::log::SealedRecord;
@@ -157,8 +159,10 @@ async fn keys(store: &dyn Store, fixture: &mut Fixture) {
 }
 
 async fn exposure(store: &dyn Store, fixture: &mut Fixture) {
-    let events = (10..20).map(|id| fixture.event(Some((id, 1000 + i64::from(id)))));
-    let batch = fixture.batch(events.collect());
+    let mut events: Vec<_> = (10..20).map(|id| fixture.event(Some((id, 1000 + i64::from(id))))).collect();
+    // One token that was signed twice within a second is one token.
+    events.push(fixture.event(Some((19, 1019))));
+    let batch = fixture.batch(events);
     assert_eq!(store.commit_rows(Some(fixture.head), &batch).await.unwrap(), Fenced::Committed);
     fixture.end = batch.end;
     let client = Target::Client(ClientId::parse("spiffe://a/b").unwrap());
@@ -167,9 +171,15 @@ async fn exposure(store: &dyn Store, fixture: &mut Fixture) {
     assert_eq!((totals.count, totals.last_expires_at), (7, Some(1019)), "alive is strictly after now");
     let none = store.exposure_totals(&client, fixture.head.revision, 1012).await.unwrap();
     assert_eq!((none.count, none.last_expires_at), (0, None), "strictly before the revision");
-    let first = store.exposure(&client, next, 1012, (0, ""), 4).await.unwrap();
+    let first = store.exposure(&client, next, 1012, &ExposureCursor::default(), 4).await.unwrap();
     let last = first.last().unwrap();
-    let rest = store.exposure(&client, next, 1012, (last.expires_at, last.id.as_str()), 4).await.unwrap();
+    let after = ExposureCursor {
+        expires_at: last.expires_at,
+        token_id: last.id.to_string(),
+        client: last.client.clone(),
+        policy: last.policy.clone(),
+    };
+    let rest = store.exposure(&client, next, 1012, &after, 4).await.unwrap();
     let times: Vec<i64> = first.iter().chain(&rest).map(|token| token.expires_at).collect();
     assert_eq!(times, (1013..1020).collect::<Vec<_>>());
     let other = Target::Client(ClientId::parse("spiffe://a/c").unwrap());

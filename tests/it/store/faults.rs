@@ -10,7 +10,7 @@ use p8broker::domain::target::Target;
 use p8broker::grpc::proto;
 use p8broker::id::{Chain, Head, Revision, WriterId};
 use p8broker::store::{
-    Append, AuditBatch, AuditCursor, ExposureTotals, Fenced, SealedKey, Store, StoreError, StoredEnd,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureTotals, Fenced, SealedKey, Store, StoreError, StoredEnd,
 };
 use p8broker::vault::log::SealedRecord;
 use p8broker::vault::unseal::SealRow;
@@ -137,7 +137,7 @@ impl Store for Faulty {
         target: &Target,
         before: Revision,
         now_s: i64,
-        after: (i64, &str),
+        after: &ExposureCursor,
         limit: u32,
     ) -> Result<Vec<LiveToken>, StoreError> {
         self.inner.exposure(target, before, now_s, after, limit).await
