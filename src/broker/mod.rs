@@ -8,10 +8,12 @@ mod issue;
 mod keys;
 mod ledger;
 mod load;
+mod record;
 mod revoke;
 mod root;
 mod seal;
 mod session;
+mod writer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -244,7 +246,7 @@ impl Broker {
     }
 
     fn decision_id(&self) -> Result<DecisionId, BrokerError> {
-        ledger::random_bits().map(DecisionId::from_random)
+        record::random_bits().map(DecisionId::from_random)
     }
 
     /// Makes a change for an operator, whose power is checked on the very state that the change is made on.

@@ -11,10 +11,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::error::BrokerError;
-use super::ledger::{Proposal, Writer, first_record, random_bits};
+use super::ledger::Proposal;
 use super::load::{LoadError, load};
+use super::record::{first_record, random_bits};
 use super::root::Rekeying;
 use super::session::Vault;
+use super::writer::Writer;
 use super::{Asker, Broker, Caller, OpenVault, Phase, require};
 use crate::domain::change::{Actor, Change};
 use crate::domain::operator::{Operator, Power};

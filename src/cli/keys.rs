@@ -237,7 +237,8 @@ fn show(print: Printer, key: Option<proto::Key>) -> Result<(), CliError> {
         let kind = match (&key.app_access, key.user.as_str()) {
             (Some(access), user) => {
                 let apps = if access.all { "all apps".to_owned() } else { access.app_ids.join(",") };
-                format!("INDIVIDUAL, {user}, {apps} (declared)")
+                let since = key.app_access_declared_at.as_ref().map(super::output::time_text).unwrap_or_default();
+                format!("INDIVIDUAL, {user}, {apps} (declared {since})")
             }
             (None, _) => "TEAM (reaches every app of the account)".to_owned(),
         };

@@ -140,7 +140,7 @@ impl Init {
             &shares,
             threshold,
             json!({ "vault": vault }),
-            &format!("vault {vault} is initialised and open"),
+            &format!("vault {vault} is initialised"),
         )
     }
 }
@@ -165,6 +165,12 @@ async fn init_here(
         bootstrap: clients.clone(),
         anchor: config.anchor.file.as_deref().map(Anchor::at),
     });
+    let forgotten = operators.iter().any(|text| !config.bootstrap.operators.contains(text));
+    if forgotten {
+        say(
+            "note: name these operators under [bootstrap] operators, too: only those may unseal while the vault is sealed",
+        );
+    }
     broker.start().await;
     let made = broker.init(None, numbers, &clients).await;
     broker.stop().await;

@@ -66,8 +66,6 @@ impl Target {
     /// With what is in the way.
     pub async fn connect(&self) -> Result<Channel, ConnectError> {
         let address = || ConnectError::Address(self.addr.clone());
-        let (_, port) = self.addr.rsplit_once(':').ok_or_else(address)?;
-        port.parse::<u16>().map_err(|_| address())?;
         let name = self.name().ok_or_else(address)?;
         let connector = TlsConnector::from(Arc::new(self.tls()?));
         let addr = self.addr.clone();
@@ -98,19 +96,23 @@ impl Target {
         let address = || ConnectError::Address(self.addr.clone());
         let unreachable =
             |error: std::io::Error| ConnectError::Unreachable { addr: self.addr.clone(), why: error.to_string() };
+        let name = self.name().ok_or_else(address)?;
         let connector = TlsConnector::from(Arc::new(self.tls()?));
         let stream = tokio::time::timeout(CONNECT, TcpStream::connect(&self.addr));
         let stream =
             stream.await.map_err(|_| unreachable(std::io::ErrorKind::TimedOut.into()))?.map_err(unreachable)?;
-        let mut stream = connector.connect(self.name().ok_or_else(address)?, stream).await.map_err(unreachable)?;
+        let mut stream = connector.connect(name, stream).await.map_err(unreachable)?;
         match tokio::time::timeout(CONNECT, stream.read_u8()).await {
             Ok(Ok(_)) | Err(_) => Ok(()),
             Ok(Err(error)) => Err(ConnectError::Refused(error.to_string())),
         }
     }
 
+    /// The name to expect in the broker's certificate; `None` where the address is none.
     fn name(&self) -> Option<ServerName<'static>> {
-        let host = self.addr.rsplit_once(':')?.0.trim_start_matches('[').trim_end_matches(']');
+        let (host, port) = self.addr.rsplit_once(':')?;
+        port.parse::<u16>().ok()?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
         ServerName::try_from(self.server_name.clone().unwrap_or_else(|| host.to_owned())).ok()
     }
 

@@ -95,7 +95,11 @@ pub(super) fn of_token(
 /// What holds the bearers of any token under one policy, whatever key signs it.
 pub fn of_policy(policy: &Policy) -> Vec<Enforcement> {
     let every_operation_names_an_app = !policy.operations.is_empty()
-        && policy.operations.iter().all(|operation| operation.to_string().contains("{app}"));
+        && policy.operations.iter().all(|operation| {
+            // As `Operation::is_confined_to` has it for a token.
+            let text = operation.to_string();
+            text.starts_with("GET /v1/apps/{app}") || text.contains("filter[app]={app}")
+        });
     let entry = |limit, by, text: &str| Enforcement { limit, by, explanation: text.to_owned() };
     vec![
         entry(

@@ -267,3 +267,74 @@ async fn handshake(broker: &Broker, with_tls12: bool) -> std::io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[tokio::test]
+async fn the_command_line_refuses_bad_input_and_changes_nothing() {
+    let it = crate::cli::Playground::start().await;
+    let revision = || it.json("operator", &["operator", "status"])["revision"].clone();
+    let before = revision();
+    let file = |name: &str, content: &[u8]| {
+        let path = it.dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let (key, empty) = (file("AuthKey_GOODNAME12.p8", new_p8().as_bytes()), file("AuthKey_EMPTYFILE1.p8", b""));
+    let (misnamed, huge) =
+        (file("AuthKey_short.p8", new_p8().as_bytes()), file("AuthKey_HUGEFILE12.p8", &[b'A'; 100_000]));
+    let folder = it.dir.path().display().to_string();
+    let import = |path: &str, more: &[&str]| {
+        let mut out = vec!["key".to_owned(), "import".to_owned(), path.to_owned()];
+        out.extend(["--account", "acme", "--app-group", "games"].map(ToOwned::to_owned));
+        out.extend(more.iter().map(|it| (*it).to_owned()));
+        out
+    };
+    let team = ["--kind", "team", "--role", "APP_MANAGER"];
+    let issue = |more: &[&str]| {
+        let mut out =
+            ["token", "issue", "--app-group", "games", "--role", "APP_MANAGER"].map(ToOwned::to_owned).to_vec();
+        out.extend(more.iter().map(|it| (*it).to_owned()));
+        out
+    };
+    let text = |arguments: &[&str]| arguments.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
+    let not_yaml = file("tabs.yaml", b"policies:\n\t- name: x\n");
+    let unknown = file("unknown.yaml", b"polices: []\n");
+    let cases: Vec<(&str, Vec<String>, i32, &str)> = vec![
+        ("operator", import("/no/such/file.p8", &[&team[..], &["--key-id", "AAAAAAAAAA"]].concat()), 2, "USAGE"),
+        ("operator", import(&folder, &[&team[..], &["--key-id", "AAAAAAAAAA"]].concat()), 2, "USAGE"),
+        ("operator", import(&empty, &team), 1, "BAD_P8"),
+        ("operator", import(&huge, &team), 1, "BAD_P8"),
+        ("operator", import(&misnamed, &team), 2, "USAGE"),
+        ("operator", import(&key, &["--kind", "team", "--role", "app_manager"]), 2, "USAGE"),
+        ("operator", import(&key, &["--kind", "royal", "--role", "APP_MANAGER"]), 2, "USAGE"),
+        ("operator", import(&key, &["--kind", "individual", "--role", "APP_MANAGER"]), 2, "USAGE"),
+        ("operator", import(&key, &[&team[..], &["--key-id", "../../../x"]].concat()), 1, "INVALID_ARGUMENT"),
+        ("client", import(&key, &team), 3, "POWER_MISSING"),
+        ("client", issue(&["--ttl", "-5m"]), 2, "USAGE"),
+        ("client", issue(&["--ttl", "5"]), 2, "USAGE"),
+        ("client", issue(&["--ttl", "1s"]), 1, "INVALID_ARGUMENT"),
+        ("client", issue(&["--ttl", "9999999days"]), 1, "INVALID_ARGUMENT"),
+        ("client", issue(&["--scope", "POST /v1/apps"]), 1, "INVALID_ARGUMENT"),
+        ("client", issue(&["--scope", "GET /v1/../x"]), 1, "INVALID_ARGUMENT"),
+        ("client", issue(&["--addr", "nowhere"]), 2, "USAGE"),
+        ("client", issue(&["--cacert", "/no/such/ca.pem"]), 2, "USAGE"),
+        ("client", text(&["token", "issue", "--app-group", "a\u{202e}b", "--role", "ADMIN"]), 1, "INVALID_ARGUMENT"),
+        ("operator", text(&["apply", "-f", &not_yaml]), 1, "INVALID_ARGUMENT"),
+        ("operator", text(&["apply", "-f", &unknown]), 1, "INVALID_ARGUMENT"),
+        ("operator", text(&["revoke", "key", "nokey", "--reason", "x", "--yes"]), 1, "INVALID_ARGUMENT"),
+        ("operator", text(&["revoke", "client", "spiffe://a/b", "--reason", " ", "--yes"]), 1, "INVALID_ARGUMENT"),
+        ("operator", text(&["audit", "list", "--from", "yesterday"]), 2, "USAGE"),
+        ("operator", text(&["operator", "unseal", "--share-file", "/no/such/share"]), 2, "USAGE"),
+        ("operator", text(&["conquer", "the", "world"]), 2, "USAGE"),
+    ];
+    for (who, arguments, code, reason) in cases {
+        it.fails(who, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), code, reason);
+    }
+    assert_eq!(revision(), before, "nothing was changed");
+    // A certificate of a CA that the broker does not know is refused for certain, not by chance.
+    let other = Pki::new(&it.dir.path().join("other"));
+    let (cert, key) = other.client(CLIENT);
+    for _ in 0..5 {
+        let (cert, key) = (cert.display().to_string(), key.display().to_string());
+        it.fails("client", &["key", "list", "--cert", &cert, "--key", &key], 3, "IDENTITY_REFUSED");
+    }
+}
