@@ -27,8 +27,10 @@ fn spellings(pem: &str) -> Vec<Vec<u8>> {
     }
     // As a Rust debug print of bytes.
     out.push(format!("{:?}", &scalar[..8]).trim_matches(['[', ']']).to_owned().into_bytes());
-    // A line of the file itself.
-    out.push(pem.lines().nth(1).unwrap().as_bytes().to_vec());
+    // A line of the file itself, as text and as a debug print of its bytes.
+    let line = pem.lines().nth(1).unwrap().as_bytes();
+    out.push(line.to_vec());
+    out.push(format!("{:?}", &line[..24]).trim_matches(['[', ']']).to_owned().into_bytes());
     out
 }
 
