@@ -16,6 +16,12 @@ macro_rules! head {
         "select revision, chain from control_head"
     };
 }
+macro_rules! replace_end {
+    () => {
+        "on conflict (writer) do update set sequence = excluded.sequence, chain = excluded.chain, \
+         revision = excluded.revision, key_version = excluded.key_version, tag = excluded.tag"
+    };
+}
 macro_rules! put_end {
     () => {
         "insert into audit_writer (writer, sequence, chain, revision, key_version, tag) \
@@ -27,6 +33,8 @@ pub(super) const HEAD: &str = head!();
 /// SQLite alone: PostgreSQL has a function for the whole transaction.
 pub(super) const BEGIN_AND_HEAD: &str = concat!("begin immediate; ", head!());
 pub(super) const PUT_END: &str = put_end!();
+/// What makes of an `insert` into `audit_writer` an upsert.
+pub(super) const REPLACE_END: &str = replace_end!();
 /// SQLite alone, as above.
 pub(super) const PUT_END_AND_COMMIT: &str = concat!(put_end!(), "; commit");
 pub(super) const PUT_HEAD: &str = "insert into control_head (id, revision, chain) values (1, $1, $2) \

@@ -8,8 +8,8 @@ use super::{chain, classify, signed, unsigned};
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditEvent, AuditFilter, AuditRow, AuditedToken, LiveToken, Outcome};
 use crate::domain::target::Target;
-use crate::id::{Chain, Revision, TokenId, WriterId};
-use crate::store::{AuditBatch, AuditCursor, ExposureCursor, ExposureTotals, StoreError, StoredEnd, sql};
+use crate::id::{Chain, Head, Revision, TokenId, WriterId};
+use crate::store::{AuditBatch, AuditCursor, ExposureCursor, ExposureTotals, Fenced, StoreError, StoredEnd, sql};
 use crate::vault::audit_chain::WriterEnd;
 
 /// Most rows of one `insert`: as many prepared statements as there are sizes, and each is kept.
@@ -25,33 +25,68 @@ pub(super) async fn add_rows(connection: &mut SqliteConnection, batch: &AuditBat
     for chunk in batch.rows.chunks(MOST_ROWS) {
         let mut query = sqlx::query(AssertSqlSafe(insert(chunk.len())));
         for row in chunk {
-            let event = &row.event;
-            query = query
-                .bind(row.writer.as_str())
-                .bind(signed(row.sequence))
-                .bind(event.at.0)
-                .bind(event.event.as_str())
-                .bind(event.outcome.as_str())
-                .bind(event.reason.as_str())
-                .bind(event.decision_id.as_str())
-                .bind(event.caller.as_str())
-                .bind(event.identity.as_str())
-                .bind(event.detail.as_str())
-                .bind(event.policy.as_deref())
-                .bind(event.key_id.as_deref())
-                .bind(event.app_group.as_deref())
-                .bind(event.role.as_deref())
-                .bind(event.scope.as_deref())
-                .bind(event.token.as_ref().map(|token| token.id.as_str()))
-                .bind(event.token.as_ref().map(|token| token.issued_at))
-                .bind(event.token.as_ref().map(|token| token.expires_at))
-                .bind(signed(event.revision.0))
-                .bind(i64::from(row.key_version))
-                .bind(row.chain.0.as_slice());
+            query = bind_row(query, row);
         }
         query.execute(&mut *connection).await.map_err(classify)?;
     }
     Ok(())
+}
+
+fn bind_row<'q>(query: Query<'q, Sqlite, SqliteArguments>, row: &'q AuditRow) -> Query<'q, Sqlite, SqliteArguments> {
+    let event = &row.event;
+    query
+        .bind(row.writer.as_str())
+        .bind(signed(row.sequence))
+        .bind(event.at.0)
+        .bind(event.event.as_str())
+        .bind(event.outcome.as_str())
+        .bind(event.reason.as_str())
+        .bind(event.decision_id.as_str())
+        .bind(event.caller.as_str())
+        .bind(event.identity.as_str())
+        .bind(event.detail.as_str())
+        .bind(event.policy.as_deref())
+        .bind(event.key_id.as_deref())
+        .bind(event.app_group.as_deref())
+        .bind(event.role.as_deref())
+        .bind(event.scope.as_deref())
+        .bind(event.token.as_ref().map(|token| token.id.as_str()))
+        .bind(event.token.as_ref().map(|token| token.issued_at))
+        .bind(event.token.as_ref().map(|token| token.expires_at))
+        .bind(signed(event.revision.0))
+        .bind(i64::from(row.key_version))
+        .bind(row.chain.0.as_slice())
+}
+
+/// One transaction in one message: the rows and the writer's end, if the head is this one.
+pub(super) async fn commit_at(
+    connection: &mut SqliteConnection,
+    head: Head,
+    batch: &AuditBatch,
+) -> Result<Fenced, StoreError> {
+    let mut query = sqlx::query(AssertSqlSafe(guarded(batch.rows.len())));
+    for row in &batch.rows {
+        query = bind_row(query, row);
+    }
+    query = query.bind(signed(head.revision.0)).bind(head.chain.0.as_slice());
+    query = put_end(query, batch).bind(signed(head.revision.0)).bind(head.chain.0.as_slice());
+    // INVARIANT (P4): answered only after the commit at the end of it.
+    let written = query.fetch_all(connection).await.map_err(classify)?;
+    // INVARIANT (P5): the head is compared within the write lock, by each statement that writes.
+    Ok(if written.is_empty() { Fenced::HeadMoved } else { Fenced::Committed })
+}
+
+/// The text of that transaction for a number of rows.
+fn guarded(rows: usize) -> String {
+    const AT_HEAD: &str = "where exists (select 1 from control_head where revision = ? and chain = ?)";
+    let row = format!("({})", vec!["?"; sql::AUDIT_WIDTH].join(", "));
+    format!(
+        "begin immediate; insert into audit ({}) select * from (values {}) {AT_HEAD}; {} {AT_HEAD} {} returning sequence; commit",
+        sql::AUDIT_COLUMNS,
+        vec![row; rows].join(", "),
+        "insert into audit_writer (writer, sequence, chain, revision, key_version, tag) select ?, ?, ?, ?, ?, ?",
+        sql::REPLACE_END,
+    )
 }
 
 /// A statement that starts with the upsert of the writer's end, with that end bound.

@@ -49,26 +49,39 @@ pub(super) async fn initialise(writer: &mut SqliteConnection, first: &Append) ->
     transaction.commit().await.map_err(classify)
 }
 
-/// The hot path, in three messages to SQLite's thread where there could be six: begin and head, rows, end and commit.
+/// The hot path. A batch that fits one statement is one message to SQLite's thread: begin, rows, end and commit, where rows
+/// and end are written only if the head is the expected one.
 pub(super) async fn commit_rows(
     writer: &mut SqliteConnection,
     decided_at: Option<Head>,
     batch: &AuditBatch,
 ) -> Result<Fenced, StoreError> {
-    // INVARIANT (P5): the head is read under the write lock, so no change can come between this and the commit.
-    let begun = sqlx::query(sql::BEGIN_AND_HEAD).fetch_all(&mut *writer).await.map_err(classify);
-    let done = match begun.and_then(|rows| head_in(rows.first())) {
-        Ok(head) if decided_at.is_some_and(|decided_at| decided_at != head) => Ok(Fenced::HeadMoved),
-        Ok(_) => write_rows(writer, batch).await,
-        Err(error) => Err(error),
+    let done = match decided_at {
+        Some(head) if (1..=audit::MOST_ROWS).contains(&batch.rows.len()) => audit::commit_at(writer, head, batch).await,
+        _ => commit_in_steps(writer, decided_at, batch).await,
     };
-    if done != Ok(Fenced::Committed)
+    if done.is_err()
         && let Err(error) = sqlx::query("rollback").execute(writer).await
     {
         // Nothing was begun, or the connection is gone: either way nothing is left of it.
         tracing::debug!(%error, "no rollback");
     }
     done
+}
+
+async fn commit_in_steps(
+    writer: &mut SqliteConnection,
+    decided_at: Option<Head>,
+    batch: &AuditBatch,
+) -> Result<Fenced, StoreError> {
+    let begun = sqlx::query(sql::BEGIN_AND_HEAD).fetch_all(&mut *writer).await.map_err(classify)?;
+    // INVARIANT (P5): the head is read under the write lock, so no change can come between this and the commit.
+    let head = head_in(begun.first())?;
+    if decided_at.is_some_and(|decided_at| decided_at != head) {
+        sqlx::query("rollback").execute(writer).await.map_err(classify)?;
+        return Ok(Fenced::HeadMoved);
+    }
+    write_rows(writer, batch).await
 }
 
 async fn write_rows(writer: &mut SqliteConnection, batch: &AuditBatch) -> Result<Fenced, StoreError> {
