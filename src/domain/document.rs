@@ -225,7 +225,7 @@ impl Check {
         let before = self.0.len();
         let max = text.max_ttl_s.unwrap_or(apple::LONGEST_TTL_S);
         // INVARIANT (P8): a policy can say more than 20 minutes only where every read it grants is on Apple's list.
-        let long = !operations.is_empty() && operations.iter().all(OperationTemplate::may_live_long);
+        let long = !operations.is_empty() && operations.iter().all(|it| apple::may_live_long(it.as_operation()));
         let limit = if long { apple::LONGEST_SCOPED_LIFETIME_S } else { apple::LONGEST_LIFETIME_S };
         if !(apple::SHORTEST_TTL_S..=limit).contains(&max) {
             self.refuse::<()>(

@@ -53,7 +53,7 @@ pub(super) fn of_token(
     confined: bool,
 ) -> Vec<Enforcement> {
     let app_group = if key.is_confined_to(&group.apps) {
-        let since = super::state::State::declared_at(key).map(|at| at.to_string()).unwrap_or_default();
+        let since = key.declared_at().map(|at| at.to_string()).unwrap_or_default();
         (
             EnforcedBy::AppleIndividualAccess,
             format!("the key belongs to one user, whose apps (as declared on {since}) all lie within the app group"),

@@ -116,6 +116,14 @@ impl Key {
         matches!(self.kind, KeyKind::Team) && self.confirmed_at_apple.is_none()
     }
 
+    /// When the app access was declared, for an individual key.
+    pub fn declared_at(&self) -> Option<UnixMillis> {
+        match &self.kind {
+            KeyKind::Individual { declared_at, .. } => Some(*declared_at),
+            KeyKind::Team => None,
+        }
+    }
+
     /// Whether the key is an individual one whose declared apps lie within these: then Apple confines it to them.
     pub fn is_confined_to(&self, apps: &BTreeSet<AppId>) -> bool {
         match &self.kind {

@@ -151,9 +151,9 @@ impl OperationTemplate {
         apps.iter().any(|app| self.for_app(app) == *wanted)
     }
 
-    /// Whether Apple lets a token that is confined to this read live up to six months.
-    pub fn may_live_long(&self) -> bool {
-        super::apple::may_live_long(&self.0)
+    /// The read, with `{app}` where an app's id would stand.
+    pub fn as_operation(&self) -> &Operation {
+        &self.0
     }
 
     fn for_app(&self, app: &AppId) -> Operation {

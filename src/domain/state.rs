@@ -16,7 +16,6 @@ use super::key::{Key, KeyState, Stamp};
 use super::operator::{Operator, Power};
 use super::policy::Policy;
 use super::target::Target;
-use crate::clock::UnixMillis;
 use crate::id::{
     AccountName, AppGroupName, Chain, ClientId, Head, KeyId, OperatorName, PolicyName, Revision, VaultId, WriterId,
 };
@@ -400,13 +399,5 @@ impl State {
     /// How many keys of the account Apple may still count as active.
     pub fn keys_counted_at_apple(&self, account: &AccountName) -> usize {
         self.data.keys.values().filter(|key| key.account == *account && key.counts_at_apple()).count()
-    }
-
-    /// When the key's app access was declared, for an individual key.
-    pub fn declared_at(key: &Key) -> Option<UnixMillis> {
-        match &key.kind {
-            super::key::KeyKind::Individual { declared_at, .. } => Some(*declared_at),
-            super::key::KeyKind::Team => None,
-        }
     }
 }
