@@ -7,13 +7,10 @@ pub(super) const AUDIT_COLUMNS: &str = "writer, sequence, at_ms, event, outcome,
 /// How many there are.
 pub(super) const AUDIT_WIDTH: usize = 21;
 
-pub(super) const SEAL_ROW: &str = "select vault, generation, method, keyring from seal";
-pub(super) const PUT_SEAL_ROW: &str = "insert into seal (id, vault, generation, method, keyring) values (1, $1, $2, $3, $4) \
-     on conflict (id) do update set vault = excluded.vault, generation = excluded.generation, method = excluded.method, \
-     keyring = excluded.keyring";
-macro_rules! head {
+/// The two parts of the upsert of a writer's end, around where its values come from.
+macro_rules! insert_end {
     () => {
-        "select revision, chain from control_head"
+        "insert into audit_writer (writer, sequence, chain, revision, key_version, tag)"
     };
 }
 macro_rules! replace_end {
@@ -22,21 +19,15 @@ macro_rules! replace_end {
          revision = excluded.revision, key_version = excluded.key_version, tag = excluded.tag"
     };
 }
-macro_rules! put_end {
-    () => {
-        "insert into audit_writer (writer, sequence, chain, revision, key_version, tag) \
-         values ($1, $2, $3, $4, $5, $6) on conflict (writer) do update set sequence = excluded.sequence, \
-         chain = excluded.chain, revision = excluded.revision, key_version = excluded.key_version, tag = excluded.tag"
-    };
-}
-pub(super) const HEAD: &str = head!();
-/// SQLite alone: PostgreSQL has a function for the whole transaction.
-pub(super) const BEGIN_AND_HEAD: &str = concat!("begin immediate; ", head!());
-pub(super) const PUT_END: &str = put_end!();
-/// What makes of an `insert` into `audit_writer` an upsert.
+
+pub(super) const SEAL_ROW: &str = "select vault, generation, method, keyring from seal";
+pub(super) const PUT_SEAL_ROW: &str = "insert into seal (id, vault, generation, method, keyring) values (1, $1, $2, $3, $4) \
+     on conflict (id) do update set vault = excluded.vault, generation = excluded.generation, method = excluded.method, \
+     keyring = excluded.keyring";
+pub(super) const HEAD: &str = "select revision, chain from control_head";
+pub(super) const INSERT_END: &str = insert_end!();
 pub(super) const REPLACE_END: &str = replace_end!();
-/// SQLite alone, as above.
-pub(super) const PUT_END_AND_COMMIT: &str = concat!(put_end!(), "; commit");
+pub(super) const PUT_END: &str = concat!(insert_end!(), " values ($1, $2, $3, $4, $5, $6) ", replace_end!());
 pub(super) const PUT_HEAD: &str = "insert into control_head (id, revision, chain) values (1, $1, $2) \
      on conflict (id) do update set revision = excluded.revision, chain = excluded.chain";
 pub(super) const ADD_RECORD: &str =

@@ -127,13 +127,8 @@ async fn refused_operators_are_in_the_audit_and_revoked_ones_have_no_powers() {
     })
     .await;
     let second = "spiffe://acme.internal/ns/ops/sa/second";
-    let admin = proto::Operator {
-        name: "second".to_owned(),
-        clients: vec![spiffe(second)],
-        powers: vec![proto::Power::Administer.into(), proto::Power::Revoke.into()],
-        app_groups: vec![],
-    };
-    operator.apply(proto::Document { operators: vec![admin], ..proto::Document::default() }).await.unwrap();
+    let powers = [proto::Power::Administer, proto::Power::Revoke];
+    operator.apply(crate::harness::operator("second", second, &powers)).await.unwrap();
     let mut second_client = broker.as_(second).await;
     second_client.revoke(proto::TargetKind::Client, OPERATOR).await.unwrap();
     assert_eq!(refused(operator.apply(sample()).await).1, "POWER_MISSING");

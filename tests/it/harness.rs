@@ -362,6 +362,17 @@ pub fn spiffe(id: &str) -> proto::ClientPattern {
     proto::ClientPattern { pattern: Some(proto::client_pattern::Pattern::Spiffe(id.to_owned())) }
 }
 
+/// An operator with one certificate, unconfined.
+pub fn operator(name: &str, identity: &str, powers: &[proto::Power]) -> proto::Document {
+    let operator = proto::Operator {
+        name: name.to_owned(),
+        clients: vec![spiffe(identity)],
+        powers: powers.iter().map(|power| (*power).into()).collect(),
+        app_groups: vec![],
+    };
+    proto::Document { operators: vec![operator], ..proto::Document::default() }
+}
+
 pub fn duration(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }

@@ -92,13 +92,8 @@ async fn inv_plan_2_nobody_can_lock_the_last_administrator_out() {
     let locked = operator.revoke(TargetKind::Client, OPERATOR).await;
     assert_eq!(refused(locked), (Code::FailedPrecondition, "LAST_ADMINISTRATOR".to_owned()));
     let second = "spiffe://acme.internal/ns/ops/sa/second";
-    let admin = proto::Operator {
-        name: "second".to_owned(),
-        clients: vec![spiffe(second)],
-        powers: vec![proto::Power::Administer.into(), proto::Power::Revoke.into()],
-        app_groups: vec![],
-    };
-    operator.apply(proto::Document { operators: vec![admin], ..proto::Document::default() }).await.unwrap();
+    let powers = [proto::Power::Administer, proto::Power::Revoke];
+    operator.apply(crate::harness::operator("second", second, &powers)).await.unwrap();
     operator.revoke(TargetKind::Client, OPERATOR).await.unwrap();
     let mut second = broker.as_(second).await;
     assert_eq!(

@@ -16,20 +16,14 @@ use crate::vault::audit_chain::WriterEnd;
 pub(super) const MOST_ROWS: usize = 64;
 
 pub(super) async fn add(connection: &mut SqliteConnection, batch: &AuditBatch) -> Result<(), StoreError> {
-    add_rows(connection, batch).await?;
-    put_end(sqlx::query(sql::PUT_END), batch).execute(connection).await.map(drop).map_err(classify)
-}
-
-/// The rows alone.
-pub(super) async fn add_rows(connection: &mut SqliteConnection, batch: &AuditBatch) -> Result<(), StoreError> {
     for chunk in batch.rows.chunks(MOST_ROWS) {
-        let mut query = sqlx::query(AssertSqlSafe(insert(chunk.len())));
+        let mut query = sqlx::query(AssertSqlSafe(format!("{} {}", insert_rows(), values(chunk.len()))));
         for row in chunk {
             query = bind_row(query, row);
         }
         query.execute(&mut *connection).await.map_err(classify)?;
     }
-    Ok(())
+    bind_end(sqlx::query(sql::PUT_END), &batch.end).execute(connection).await.map(drop).map_err(classify)
 }
 
 fn bind_row<'q>(query: Query<'q, Sqlite, SqliteArguments>, row: &'q AuditRow) -> Query<'q, Sqlite, SqliteArguments> {
@@ -69,32 +63,42 @@ pub(super) async fn commit_at(
         query = bind_row(query, row);
     }
     query = query.bind(signed(head.revision.0)).bind(head.chain.0.as_slice());
-    query = put_end(query, batch).bind(signed(head.revision.0)).bind(head.chain.0.as_slice());
+    query = bind_end(query, &batch.end).bind(signed(head.revision.0)).bind(head.chain.0.as_slice());
     // INVARIANT (P4): answered only after the commit at the end of it.
-    let written = query.fetch_all(connection).await.map_err(classify)?;
+    let written = query.fetch_all(&mut *connection).await.map_err(classify);
+    if written.is_err()
+        && let Err(error) = sqlx::query("rollback").execute(connection).await
+    {
+        // Nothing was begun, or the connection is gone: either way nothing is left of it.
+        tracing::debug!(%error, "no rollback");
+    }
     // INVARIANT (P5): the head is compared within the write lock, by each statement that writes.
-    Ok(if written.is_empty() { Fenced::HeadMoved } else { Fenced::Committed })
+    Ok(if written?.is_empty() { Fenced::HeadMoved } else { Fenced::Committed })
 }
 
 /// The text of that transaction for a number of rows.
 fn guarded(rows: usize) -> String {
     const AT_HEAD: &str = "where exists (select 1 from control_head where revision = ? and chain = ?)";
-    let row = format!("({})", vec!["?"; sql::AUDIT_WIDTH].join(", "));
+    let (insert_rows, values) = (insert_rows(), values(rows));
+    let (insert_end, replace_end) = (sql::INSERT_END, sql::REPLACE_END);
     format!(
-        "begin immediate; insert into audit ({}) select * from (values {}) {AT_HEAD}; {} {AT_HEAD} {} returning sequence; commit",
-        sql::AUDIT_COLUMNS,
-        vec![row; rows].join(", "),
-        "insert into audit_writer (writer, sequence, chain, revision, key_version, tag) select ?, ?, ?, ?, ?, ?",
-        sql::REPLACE_END,
+        "begin immediate; {insert_rows} select * from ({values}) {AT_HEAD}; \
+         {insert_end} select ?, ?, ?, ?, ?, ? {AT_HEAD} {replace_end} returning sequence; commit"
     )
 }
 
-/// A statement that starts with the upsert of the writer's end, with that end bound.
-pub(super) fn put_end<'q>(
-    query: Query<'q, Sqlite, SqliteArguments>,
-    batch: &'q AuditBatch,
-) -> Query<'q, Sqlite, SqliteArguments> {
-    let end = &batch.end;
+fn insert_rows() -> String {
+    format!("insert into audit ({})", sql::AUDIT_COLUMNS)
+}
+
+/// Parameters are anonymous: SQLite looks names up one by one, which for a thousand of them takes four times as long as the
+/// insert.
+fn values(rows: usize) -> String {
+    let row = format!("({})", vec!["?"; sql::AUDIT_WIDTH].join(", "));
+    format!("values {}", vec![row; rows].join(", "))
+}
+
+fn bind_end<'q>(query: Query<'q, Sqlite, SqliteArguments>, end: &'q WriterEnd) -> Query<'q, Sqlite, SqliteArguments> {
     query
         .bind(end.writer.as_str())
         .bind(signed(end.sequence))
@@ -102,13 +106,6 @@ pub(super) fn put_end<'q>(
         .bind(signed(end.revision.0))
         .bind(i64::from(end.key_version))
         .bind(end.tag.0.as_slice())
-}
-
-/// `insert` of `rows` audit rows. Parameters are anonymous: SQLite looks names up one by one, which for a thousand of them
-/// takes four times as long as the insert.
-fn insert(rows: usize) -> String {
-    let row = format!("({})", vec!["?"; sql::AUDIT_WIDTH].join(", "));
-    format!("insert into audit ({}) values {}", sql::AUDIT_COLUMNS, vec![row; rows].join(", "))
 }
 
 pub(super) async fn writer_ends(readers: &SqlitePool) -> Result<Vec<StoredEnd>, StoreError> {

@@ -1,6 +1,6 @@
 //! The seal, the control log and its head, sealed keys; and the two transactions that everything rests on.
 
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::SqlitePool;
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::{audit, chain, classify, signed, unsigned};
@@ -28,10 +28,6 @@ pub(super) async fn seal_row(readers: &SqlitePool) -> Result<Option<SealRow>, St
 
 pub(super) async fn head(connection: &mut SqliteConnection) -> Result<Head, StoreError> {
     let row = sqlx::query(sql::HEAD).fetch_optional(connection).await.map_err(classify)?;
-    head_in(row.as_ref())
-}
-
-fn head_in(row: Option<&SqliteRow>) -> Result<Head, StoreError> {
     let Some(row) = row else { return Ok(Head::default()) };
     let revision: i64 = row.try_get(0).map_err(classify)?;
     let bytes: Vec<u8> = row.try_get(1).map_err(classify)?;
@@ -49,46 +45,27 @@ pub(super) async fn initialise(writer: &mut SqliteConnection, first: &Append) ->
     transaction.commit().await.map_err(classify)
 }
 
-/// The hot path. A batch that fits one statement is one message to SQLite's thread: begin, rows, end and commit, where rows
-/// and end are written only if the head is the expected one.
+/// The hot path is one message to SQLite's thread; what does not fit it (refusals, very large batches) takes one a statement.
 pub(super) async fn commit_rows(
     writer: &mut SqliteConnection,
     decided_at: Option<Head>,
     batch: &AuditBatch,
 ) -> Result<Fenced, StoreError> {
-    let done = match decided_at {
-        Some(head) if (1..=audit::MOST_ROWS).contains(&batch.rows.len()) => audit::commit_at(writer, head, batch).await,
-        _ => commit_in_steps(writer, decided_at, batch).await,
-    };
-    if done.is_err()
-        && let Err(error) = sqlx::query("rollback").execute(writer).await
+    if let Some(head) = decided_at
+        && (1..=audit::MOST_ROWS).contains(&batch.rows.len())
     {
-        // Nothing was begun, or the connection is gone: either way nothing is left of it.
-        tracing::debug!(%error, "no rollback");
+        return audit::commit_at(writer, head, batch).await;
     }
-    done
-}
-
-async fn commit_in_steps(
-    writer: &mut SqliteConnection,
-    decided_at: Option<Head>,
-    batch: &AuditBatch,
-) -> Result<Fenced, StoreError> {
-    let begun = sqlx::query(sql::BEGIN_AND_HEAD).fetch_all(&mut *writer).await.map_err(classify)?;
+    let mut transaction = writer.begin_with("begin immediate").await.map_err(classify)?;
     // INVARIANT (P5): the head is read under the write lock, so no change can come between this and the commit.
-    let head = head_in(begun.first())?;
-    if decided_at.is_some_and(|decided_at| decided_at != head) {
-        sqlx::query("rollback").execute(writer).await.map_err(classify)?;
+    if let Some(decided_at) = decided_at
+        && head(&mut transaction).await? != decided_at
+    {
         return Ok(Fenced::HeadMoved);
     }
-    write_rows(writer, batch).await
-}
-
-async fn write_rows(writer: &mut SqliteConnection, batch: &AuditBatch) -> Result<Fenced, StoreError> {
-    audit::add_rows(writer, batch).await?;
+    audit::add(&mut transaction, batch).await?;
     // INVARIANT (P4): the caller learns of the rows only after they are durable.
-    let end = audit::put_end(sqlx::query(sql::PUT_END_AND_COMMIT), batch);
-    end.execute(writer).await.map_err(classify)?;
+    transaction.commit().await.map_err(classify)?;
     Ok(Fenced::Committed)
 }
 

@@ -106,6 +106,8 @@ async fn suite(store: &dyn Store) {
 
 async fn fence(store: &dyn Store, fixture: &mut Fixture) {
     let batch = fixture.batch(vec![fixture.event(Some((1, 100)))]);
+    // More rows than one statement takes: another path in SQLite, the same fence.
+    let large = fixture.batch((0..150).map(|_| fixture.event(None)).collect());
     let before = store.writer_ends().await.unwrap();
     // Another revision, and the right revision of another history.
     for head in [
@@ -114,6 +116,7 @@ async fn fence(store: &dyn Store, fixture: &mut Fixture) {
         Head::default(),
     ] {
         assert_eq!(store.commit_rows(Some(head), &batch).await.unwrap(), Fenced::HeadMoved);
+        assert_eq!(store.commit_rows(Some(head), &large).await.unwrap(), Fenced::HeadMoved);
         let mut append = fixture.append(vec![]);
         append.expected = head;
         assert_eq!(store.append(&append).await.unwrap(), Fenced::HeadMoved);
@@ -124,12 +127,16 @@ async fn fence(store: &dyn Store, fixture: &mut Fixture) {
     fixture.end = batch.end.clone();
     let append = fixture.append(vec![]);
     assert_eq!(store.append(&append).await.unwrap(), Fenced::Committed);
+    fixture.end = append.audit.end.clone();
     // The row that was decided before the change comes too late.
     let late = fixture.batch(vec![fixture.event(Some((2, 100)))]);
     assert_eq!(store.commit_rows(Some(fixture.head), &late).await.unwrap(), Fenced::HeadMoved);
     fixture.moved(&append);
     assert_eq!(store.head().await.unwrap(), fixture.head);
     assert_eq!(store.records_from(Revision(2), 10).await.unwrap(), [append.record]);
+    let large = fixture.batch((0..150).map(|_| fixture.event(None)).collect());
+    assert_eq!(store.commit_rows(Some(fixture.head), &large).await.unwrap(), Fenced::Committed);
+    fixture.end = large.end;
     // Refusals need no fence.
     let refusal = fixture.batch(vec![fixture.event(None)]);
     assert_eq!(store.commit_rows(None, &refusal).await.unwrap(), Fenced::Committed);
