@@ -10,9 +10,10 @@ demo:
 	$(CARGO) build --locked --bin p8broker --example independent
 	bash deploy/examples/demo.sh "$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug"
 
-# Every test. What one needs, it finds or starts itself.
+# Every test. What one needs, it finds or starts itself: PostgreSQL on a free port, in a folder of its own.
 test:
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-run
+	bash tests/postgres.sh with $(CARGO) test --locked
 
 # Format, lints, documentation, layers. `lint-proto` and `deny` need tools of their own and are not part of it.
 check:

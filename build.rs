@@ -11,6 +11,7 @@ const SECRET: &[&str] = &[
     "p8broker.v1.RekeyRequest",
     "p8broker.v1.RekeyResponse",
     "p8broker.v1.ConfirmRekeyRequest",
+    "p8broker.v1.WhoisRequest",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -37,6 +37,19 @@ struct Bare(EcdsaKeyPair);
 
 #[tonic::async_trait]
 impl TokenService for Bare {
+    type WatchStream = tokio_stream::Empty<Result<proto::WatchResponse, Status>>;
+
+    async fn watch(&self, _: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("a benchmark"))
+    }
+
+    async fn introspect_token(
+        &self,
+        _: Request<proto::IntrospectTokenRequest>,
+    ) -> Result<Response<proto::IntrospectTokenResponse>, Status> {
+        Err(Status::unimplemented("a benchmark"))
+    }
+
     async fn issue_token(
         &self,
         _: Request<proto::IssueTokenRequest>,

@@ -120,6 +120,7 @@ async fn open(dir: &Path) -> (Arc<dyn Store>, Arc<Broker>) {
         key_source: KeySource::Files { current: dir.join("unseal.key"), previous: None },
         bootstrap: vec![],
         anchor: None,
+        replica: "bench".to_owned(),
     });
     broker.start().await;
     (store, broker)

@@ -1,7 +1,10 @@
 //! The configuration: a TOML file, and `P8BROKER_*` environment variables over it.
 //!
 //! `P8BROKER_LISTEN__GRPC=0.0.0.0:8443` sets `listen.grpc`: two underscores go one level down. Unknown keys are refused
-//! with the nearest known one. Everything that is wrong is said at once where it can be.
+//! with the nearest known one. Everything that is wrong is said at once where it can be. `P8BROKER_STORE_URL` is short for
+//! `P8BROKER_STORE__URL`.
+
+mod store;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -15,6 +18,7 @@ use crate::broker::KeySource;
 use crate::grpc::layer::Limits;
 use crate::id::{ClientId, is_dns_name, is_trust_domain};
 use crate::tls::{ClientCaFile, TlsFiles};
+pub use store::{StoreAt, StoreConfig, StoreUrl};
 
 /// The prefix of environment variables. Only those with two underscores are settings: the command line has some of its own,
 /// and Kubernetes sets `P8BROKER_PORT` and its like for a Service of this name.
@@ -53,6 +57,9 @@ pub struct Config {
     /// Stopping.
     #[serde(default)]
     pub drain: Drain,
+    /// This replica.
+    #[serde(default)]
+    pub replica: ReplicaConfig,
 }
 
 /// `[listen]`
@@ -98,14 +105,6 @@ pub struct ClientCas {
     /// DNS suffixes that they may vouch for.
     #[serde(default)]
     pub dns_suffixes: Vec<String>,
-}
-
-/// `[store]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreConfig {
-    /// The SQLite file.
-    pub sqlite: PathBuf,
 }
 
 /// `[unseal]`: nothing for shares, a file, or an environment variable.
@@ -191,13 +190,24 @@ pub struct LimitsConfig {
     pub tokens_per_second: NonZeroU32,
     /// Everything else, for one caller.
     pub admin_per_second: NonZeroU32,
+    /// After how many seconds, give or take a tenth, a connection is asked to go, so that clients spread over the replicas
+    /// that there are now; 0 for never. Requests on their way finish.
+    pub connection_age_s: u64,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
         let number = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
-        Self { tokens_per_second: number(1000), admin_per_second: number(100) }
+        Self { tokens_per_second: number(1000), admin_per_second: number(100), connection_age_s: 1800 }
     }
+}
+
+/// `[replica]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaConfig {
+    /// What it is called in `operator status` and in the audit; the machine's name and the port where absent.
+    pub name: Option<String>,
 }
 
 /// `[drain]`
@@ -236,7 +246,8 @@ impl Config {
         if !path.is_file() {
             return Err(ConfigError(vec![format!("there is no configuration file {}", path.display())]));
         }
-        let figment = Figment::from(Toml::file_exact(path)).merge(environment());
+        let url = Env::raw().only(&["P8BROKER_STORE_URL"]).map(|_| "store.url".into()).split(".");
+        let figment = Figment::from(Toml::file_exact(path)).merge(url).merge(environment());
         let config: Self = figment.extract().map_err(|errors| ConfigError(errors.into_iter().map(say).collect()))?;
         let wrong = config.wrong();
         if wrong.is_empty() { Ok(config) } else { Err(ConfigError(wrong)) }
@@ -262,6 +273,10 @@ impl Config {
                     "tls.client_cas[{at}].dns_suffixes: `{suffix}` is not a domain in lower case, such as acme.internal"
                 )
             }));
+        }
+        out.extend(self.store.wrong());
+        if self.replica.name.as_deref().is_some_and(|name| !is_replica_name(name)) {
+            out.push("replica.name: 1 to 100 printable ASCII characters without spaces".to_owned());
         }
         if self.unseal.key_file.is_some() && self.unseal.key_env.is_some() {
             out.push("unseal: key_file and key_env exclude each other".to_owned());
@@ -302,6 +317,17 @@ impl Config {
         self.bootstrap.operators.iter().filter_map(|text| ClientId::parse(text).ok()).collect()
     }
 
+    /// What this replica is called.
+    pub fn replica(&self) -> String {
+        self.replica.name.clone().unwrap_or_else(|| {
+            let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            match self.listen.grpc.port() {
+                0 => format!("{machine}:{}", std::process::id()),
+                port => format!("{machine}:{port}"),
+            }
+        })
+    }
+
     /// The files of TLS.
     pub fn tls_files(&self) -> TlsFiles {
         let ca = |ca: &ClientCas| ClientCaFile {
@@ -321,6 +347,10 @@ impl Config {
     pub fn limits(&self) -> Limits {
         Limits { tokens_per_second: self.limits.tokens_per_second, admin_per_second: self.limits.admin_per_second }
     }
+}
+
+fn is_replica_name(name: &str) -> bool {
+    (1..=100).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
 }
 
 fn environment() -> Env {

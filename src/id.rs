@@ -101,13 +101,18 @@ text_id!(
     OperatorName, is_name, "a name: 1 to 63 characters a-z, 0-9, `-`, `_` or `.`, the first and last a letter or digit"
 );
 text_id!(
+    /// The name of a trusted issuer of identities.
+    IssuerName, is_name, "a name: 1 to 63 characters a-z, 0-9, `-`, `_` or `.`, the first and last a letter or digit"
+);
+text_id!(
     /// The user whose individual key it is: an e-mail address or a name, printable ASCII.
     AppleUser, is_user, "a user: 1 to 254 printable ASCII characters without spaces"
 );
 text_id!(
-    /// Who is asking, as an authenticated certificate names it: `spiffe://trust-domain/path` or `dns:host.name`.
-    ClientId, |text| is_spiffe_id(text) || text.strip_prefix("dns:").is_some_and(is_dns_name),
-    "a client: a SPIFFE ID (spiffe://trust-domain/path) or dns: and a lower-case host name"
+    /// Who is asking, as authenticated: `spiffe://trust-domain/path` or `dns:host.name` by a certificate,
+    /// `oidc:ISSUER:SUBJECT` by a trusted issuer.
+    ClientId, |text| is_spiffe_id(text) || text.strip_prefix("dns:").is_some_and(is_dns_name) || is_vouched_for(text),
+    "a client: a SPIFFE ID (spiffe://trust-domain/path), dns: and a lower-case host name, or oidc:ISSUER:SUBJECT"
 );
 text_id!(
     /// One vault, named at random when it is initialised: 32 hex digits.
@@ -145,10 +150,23 @@ impl TokenId {
     }
 }
 
+impl IssuerName {
+    /// What the names of all clients of this issuer start with.
+    pub fn client_prefix(&self) -> String {
+        format!("oidc:{}:", self.0)
+    }
+}
+
 impl ClientId {
     /// The trust domain, where the client is named by a SPIFFE ID.
     pub fn trust_domain(&self) -> Option<&str> {
         self.0.strip_prefix("spiffe://")?.split('/').next()
+    }
+
+    /// The trusted issuer that vouches for the client, where it is named by one: `oidc:ISSUER:SUBJECT`.
+    pub fn issuer(&self) -> Option<IssuerName> {
+        let (issuer, _) = self.0.strip_prefix("oidc:")?.split_once(':')?;
+        IssuerName::parse(issuer).ok()
     }
 
     /// The host name, where the client is named by DNS.
@@ -249,6 +267,14 @@ fn is_spiffe_id(text: &str) -> bool {
             .is_some_and(|(domain, path)| is_trust_domain(domain) && path.split('/').all(is_spiffe_segment))
 }
 
+/// A trusted issuer's name and the subject it vouches for: printable ASCII, as `sub` is a case-sensitive string (RFC 7519,
+/// section 4.1.2).
+fn is_vouched_for(text: &str) -> bool {
+    text.strip_prefix("oidc:").and_then(|rest| rest.split_once(':')).is_some_and(|(issuer, subject)| {
+        is_name(issuer) && (1..=1024).contains(&subject.len()) && subject.bytes().all(|b| b.is_ascii_graphic())
+    })
+}
+
 fn is_key_id(text: &str) -> bool {
     text.len() == 10 && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
 }
@@ -298,7 +324,7 @@ mod tests {
         for bad in ["", "2x9r4hxf34", "2X9R4HXF3", "2X9R4HXF345", "2X9R4HXF3\0", "２X9R4HXF34"] {
             assert!(KeyId::parse(bad).is_err(), "{bad}");
         }
-        for good in ["spiffe://acme.internal/ns/ci/sa/release-bot", "dns:ci.acme.internal"] {
+        for good in ["spiffe://acme.internal/ns/ci/sa/release-bot", "dns:ci.acme.internal", "oidc:github:repo:a/b"] {
             assert!(ClientId::parse(good).is_ok(), "{good}");
         }
         for bad in [
@@ -313,6 +339,10 @@ mod tests {
             "dns:",
             "acme",
             "dns:a..b",
+            "oidc:github",
+            "oidc:github:",
+            "oidc:Git hub:x",
+            "oidc:github:a b",
         ] {
             assert!(ClientId::parse(bad).is_err(), "{bad}");
         }

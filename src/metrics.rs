@@ -1,7 +1,8 @@
 //! Every metric, in one registry. Names carry their unit; every label has few values, all known here.
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// All metrics of one process.
@@ -36,6 +37,16 @@ pub struct Metrics {
     pub tls_reloads: IntCounterVec,
     /// When the server's certificate expires, in Unix seconds.
     pub certificate_expiry: IntGauge,
+    /// 1 while the connection that hears of other replicas' changes is up; always 0 on SQLite.
+    pub listener_up: IntGauge,
+    /// Ways in which acknowledged commits could be lost, by `hazard`: 1 where it is so now.
+    pub hazards: IntGaugeVec,
+    /// Clients that watch.
+    pub watchers: IntGauge,
+    /// Seconds from a revocation's record to the clients that watch being told, on this replica.
+    pub watch_seconds: Histogram,
+    /// Watchers that read too slowly and were told to resynchronise.
+    pub watchers_lagged: IntCounter,
     /// Keys revoked here that nobody has confirmed as revoked at Apple.
     pub unconfirmed_at_apple: IntGauge,
 }
@@ -55,7 +66,7 @@ impl Metrics {
             denials: counters(r, "denials_total", "Requests refused.", &["reason"])?,
             denials_summarised: counter(r, "denials_summarised_total", "Denials without an audit row of their own.")?,
             issue_seconds: {
-                let opts = HistogramOpts::new("issue_step_seconds", "Time of an issue, by step.").buckets(fast);
+                let opts = HistogramOpts::new("issue_step_seconds", "Time of an issue, by step.").buckets(fast.clone());
                 register(r, HistogramVec::new(opts, &["step"])?)?
             },
             fence_retries: counter(
@@ -79,6 +90,17 @@ impl Metrics {
                 "server_certificate_expiry_timestamp_seconds",
                 "When the certificate expires.",
             )?,
+            listener_up: gauge(r, "listener_up", "1 while the connection that listens for changes is up.")?,
+            hazards: {
+                let opts = Opts::new("durability_hazard", "1 where acknowledged commits could be lost.");
+                register(r, IntGaugeVec::new(opts, &["hazard"])?)?
+            },
+            watchers: gauge(r, "watchers", "Clients that watch.")?,
+            watch_seconds: {
+                let opts = HistogramOpts::new("watch_delivery_seconds", "Time to tell all watchers of a revocation.");
+                register(r, Histogram::with_opts(opts.buckets(fast))?)?
+            },
+            watchers_lagged: counter(r, "watchers_lagged_total", "Watchers that read too slowly.")?,
             unconfirmed_at_apple: gauge(r, "keys_unconfirmed_at_apple", "Keys revoked here, not confirmed at Apple.")?,
             registry,
         })

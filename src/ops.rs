@@ -33,7 +33,7 @@ async fn readyz(State(broker): State<Arc<Broker>>) -> (StatusCode, String) {
         Phase::Open(_) => (StatusCode::OK, "ok\n".to_owned()),
         Phase::NotInitialised => unready("NOT_INITIALISED: there is no vault yet; run `p8broker operator init`"),
         Phase::Sealed(why) => unready(&format!("SEALED: {why}")),
-        Phase::Refusing(why) => unready(&format!("REFUSING_TO_SERVE: {why}")),
+        Phase::Refusing(refusal) => unready(&format!("REFUSING_TO_SERVE: {}", refusal.why)),
     }
 }
 

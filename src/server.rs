@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,14 +18,22 @@ use tonic::service::Routes;
 
 use crate::broker::{Broker, Parts, Phase};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, StoreAt};
 use crate::grpc::{self, DESCRIPTORS, layer::Gate};
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::store::Store;
 use crate::store::anchor::Anchor;
+use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::tls::Tls;
+use crate::tls::{Connection, Tls};
+
+/// How long requests may go on over a connection that was asked to go.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How often a replica describes itself, and how often it looks at the database's settings, in seconds.
+const REPORT_EVERY: u32 = 5;
+const HAZARDS_EVERY: u32 = 60;
 
 /// Why a server did not start, or did not run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +72,9 @@ impl Server {
     /// # Errors
     /// With what is in the way.
     pub async fn bind(config: Config, clock: Arc<dyn Clock>) -> Result<Self, ServerError> {
-        let store = Arc::new(SqliteStore::open(&config.store.sqlite).await?);
-        Self::bind_with(config, store, clock).await
+        let metrics = metrics()?;
+        let store = open_store(&config, &metrics).await?;
+        Self::assemble(config, store, clock, metrics).await
     }
 
     /// Binds both ports over a store that is open already.
@@ -71,7 +82,16 @@ impl Server {
     /// # Errors
     /// With what is in the way.
     pub async fn bind_with(config: Config, store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Result<Self, ServerError> {
-        let metrics = Metrics::new().map_err(|error| ServerError::Serve(error.to_string()))?;
+        let metrics = metrics()?;
+        Self::assemble(config, store, clock, metrics).await
+    }
+
+    async fn assemble(
+        config: Config,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Result<Self, ServerError> {
         let tls = Tls::load(config.tls_files(), Arc::clone(&clock), metrics.clone())?;
         let broker = Broker::new(Parts {
             store,
@@ -80,6 +100,7 @@ impl Server {
             key_source: config.key_source(),
             bootstrap: config.bootstrap(),
             anchor: config.anchor.file.as_deref().map(Anchor::at),
+            replica: config.replica(),
         });
         let (grpc, ops) = (listen(config.listen.grpc).await?, listen(config.listen.ops).await?);
         broker.start().await;
@@ -136,12 +157,7 @@ impl Server {
         grpc::add_services(&mut routes, &broker);
         routes.add_service(health).add_service(reflection);
         let connections = tls.accept(grpc, config.tls.max_connections, &tasks, stop.clone());
-        let serving = tonic::transport::Server::builder()
-            .layer(gate)
-            .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .max_concurrent_streams(1024)
-            .add_routes(routes.routes())
-            .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.clone().cancelled_owned());
+        let serving = serve(routes.routes(), &gate, connections, config.limits.connection_age_s, &stop);
         let drained = async {
             stop.cancelled().await;
             // Followers end by themselves once the broker stops; requests on their way finish first.
@@ -149,7 +165,7 @@ impl Server {
             tokio::time::sleep(Duration::from_secs(config.drain.timeout_s)).await;
         };
         let outcome = tokio::select! {
-            outcome = serving => outcome.map_err(|error| ServerError::Serve(error.to_string())),
+            outcome = serving => outcome,
             () = drained => {
                 tracing::warn!(timeout_s = config.drain.timeout_s, "requests were still on their way when the drain timeout ended");
                 Ok(())
@@ -164,11 +180,73 @@ impl Server {
     }
 }
 
+/// Serves connections in lanes, each with an age of its own at which its connections are asked to go: all around the one
+/// that is configured, so that clients that came together do not leave together (as gRPC's `MAX_CONNECTION_AGE` has it).
+async fn serve(
+    routes: Routes,
+    gate: &Gate,
+    mut connections: mpsc::Receiver<std::io::Result<Connection>>,
+    age_s: u64,
+    stop: &CancellationToken,
+) -> Result<(), ServerError> {
+    const PARTS_OF_AGE: [f64; 5] = [0.9, 0.95, 1.0, 1.05, 1.1];
+    let mut lanes = Vec::new();
+    let mut serving = JoinSet::new();
+    for part in PARTS_OF_AGE {
+        let (lane, accepted) = mpsc::channel(1);
+        lanes.push(lane);
+        let mut server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+            .max_concurrent_streams(1024);
+        if let Ok(age) = Duration::try_from_secs_f64(part * f64::from(u32::try_from(age_s).unwrap_or(u32::MAX)))
+            && !age.is_zero()
+        {
+            // Watches end with their connection, and go on with the next: they are given a while to.
+            server = server.max_connection_age(age).max_connection_age_grace(GRACE);
+        }
+        let serving_lane = server
+            .layer(gate.clone())
+            .add_routes(routes.clone())
+            .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop.clone().cancelled_owned());
+        serving.spawn(serving_lane);
+    }
+    let mut next = lanes.iter().cycle();
+    while let Some(connection) = connections.recv().await {
+        let Some(lane) = next.next() else { break };
+        if lane.send(connection).await.is_err() {
+            break;
+        }
+    }
+    drop(lanes);
+    while let Some(ended) = serving.join_next().await {
+        let failed = |error: String| ServerError::Serve(error);
+        ended.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+    }
+    Ok(())
+}
+
+fn metrics() -> Result<Metrics, ServerError> {
+    Metrics::new().map_err(|error| ServerError::Serve(error.to_string()))
+}
+
+/// Opens the database that the configuration names.
+///
+/// # Errors
+/// Where it can't be reached or used.
+pub async fn open_store(config: &Config, metrics: &Metrics) -> Result<Arc<dyn Store>, ServerError> {
+    Ok(match config.store.at().map_err(crate::store::StoreError::Unfit)? {
+        StoreAt::Sqlite(file) => Arc::new(SqliteStore::open(&file).await?),
+        StoreAt::Postgres(settings) => Arc::new(PostgresStore::open(settings, metrics).await?),
+    })
+}
+
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
     TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
 }
 
-/// Every second: summaries of refusals, and the health service. Every minute: callers that have been quiet are forgotten.
+/// Every second: summaries of refusals, the health service, and whether a vault that is not open can be. Every few: what
+/// this replica says of itself. Every minute: callers that have been quiet are forgotten, and the database's settings.
 async fn keep_house(
     broker: Arc<Broker>,
     gate: Gate,
@@ -189,6 +267,21 @@ async fn keep_house(
             return;
         }
         broker.flush_denials();
+        // What waits for the database must not hold up the rest.
+        let asking = async {
+            broker.open_again().await;
+            if seconds.is_multiple_of(REPORT_EVERY) {
+                broker.report().await;
+            }
+            if seconds.is_multiple_of(HAZARDS_EVERY)
+                && let Ok(hazards) = broker.hazards().await
+            {
+                for hazard in hazards {
+                    tracing::warn!(hazard = hazard.name, "{}", hazard.what);
+                }
+            }
+        };
+        let _ = stop.run_until_cancelled(asking).await;
         seconds = seconds.wrapping_add(1);
         if seconds.is_multiple_of(60) {
             gate.forget_quiet_callers();

@@ -7,12 +7,15 @@ use std::fmt;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
+};
 use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::domain::apple::{Claims, Header};
+use crate::domain::apple::{Claims, Header, LONGEST_LIFETIME_S};
 use crate::domain::decide::Permit;
 use crate::id::{KeyId, TokenId};
 use crate::secret::PrivateKeyDer;
@@ -122,6 +125,83 @@ impl SignedToken {
     /// What it was signed under.
     pub fn permit(&self) -> &Permit {
         &self.permit
+    }
+}
+
+/// A JWT that somebody presents, read but not trusted. It is a bearer credential, so that its text is not kept.
+pub struct Presented {
+    key_id: KeyId,
+    id: TokenId,
+    issued_at: i64,
+    expires_at: i64,
+    signed: Zeroizing<String>,
+    signature: Vec<u8>,
+}
+
+impl Presented {
+    /// Reads a JWT.
+    ///
+    /// # Errors
+    /// With what is not as in a token of App Store Connect.
+    pub fn read(jwt: &str) -> Result<Self, &'static str> {
+        // Claims that the broker would not sign are read over: a stolen key signs what its thief likes.
+        #[derive(Deserialize)]
+        struct Head {
+            alg: String,
+            kid: String,
+        }
+        #[derive(Deserialize)]
+        struct Times {
+            iat: Option<i64>,
+            exp: i64,
+        }
+        let parts: Vec<&str> = jwt.trim().split('.').collect();
+        let [header, claims, signature] = parts.as_slice() else {
+            return Err("this is no JWT: three parts in base64url, with dots between them (RFC 7519)");
+        };
+        let part = |text: &str| BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| "a part of it is not base64url");
+        let head: Head = serde_json::from_slice(&part(header)?).map_err(|_| "its header has no `alg` and `kid`")?;
+        if head.alg != "ES256" {
+            return Err("its algorithm is not ES256: it is no token of App Store Connect");
+        }
+        let times: Times = serde_json::from_slice(&part(claims)?).map_err(|_| "its claims have no `exp`")?;
+        let signed = Zeroizing::new(jwt.trim().rsplit_once('.').map_or("", |(signed, _)| signed).to_owned());
+        let hash = digest(&SHA256, signed.as_bytes());
+        let hash: &[u8; 32] = hash.as_ref().try_into().map_err(|_| "it can't be digested")?;
+        Ok(Self {
+            key_id: KeyId::parse(&head.kid).map_err(|_| "its `kid` is no Key ID of Apple's")?,
+            id: TokenId::from_digest(hash),
+            issued_at: times.iat.unwrap_or_else(|| times.exp.saturating_sub(LONGEST_LIFETIME_S)),
+            expires_at: times.exp,
+            signature: part(signature)?,
+            signed,
+        })
+    }
+
+    /// The key that it names.
+    pub fn key_id(&self) -> &KeyId {
+        &self.key_id
+    }
+
+    /// Its name. ES256 signatures are malleable, so that this holds whichever of the two forms is presented.
+    pub fn id(&self) -> &TokenId {
+        &self.id
+    }
+
+    /// Its `iat`, in Unix seconds.
+    pub fn issued_at(&self) -> i64 {
+        self.issued_at
+    }
+
+    /// Its `exp`, in Unix seconds.
+    pub fn expires_at(&self) -> i64 {
+        self.expires_at
+    }
+
+    /// Whether the holder of this public key's private half signed it (RFC 7518, section 3.4).
+    pub fn is_signed_by(&self, public_key: &[u8]) -> bool {
+        let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, public_key);
+        key.verify(self.signed.as_bytes(), &self.signature).is_ok()
     }
 }
 

@@ -13,7 +13,6 @@ use crate::domain::document::Desired;
 use crate::domain::operator::Power;
 use crate::domain::plan::{Action, Plan, Step, Unnamed, plan};
 use crate::domain::state::State;
-use crate::domain::target::Target;
 use crate::id::{ClientId, Revision};
 use crate::vault::keyring::Keyring;
 
@@ -97,7 +96,7 @@ fn plan_for(desired: &Desired, unnamed: Unnamed, state: &State, client: &ClientI
 }
 
 fn may_author(state: &State, client: &ClientId, step: &Step) -> Result<(), BrokerError> {
-    if state.is_revoked(&Target::Client(client.clone())) {
+    if state.is_client_revoked(client) {
         return Err(BrokerError::LacksPower(Power::AuthorPolicies));
     }
     for group in &step.authored_groups {

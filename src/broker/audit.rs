@@ -123,9 +123,9 @@ impl Broker {
     pub async fn verify_audit(&self, caller: &Caller) -> Result<Verification, BrokerError> {
         self.state_for(caller, Power::Audit)?;
         let open = self.open()?;
-        // Ends first, then the state: a writer that starts between the two is known but not checked.
+        // Ends first, then the state: a writer that starts between the two, on any replica, is known but not checked.
         let ends = self.parts.store.writer_ends().await?;
-        let state = open.state();
+        let state = open.follow.catch_up().await?;
         let mut done = Verification { rows: 0, writers: 0, findings: Vec::new() };
         for stored in &ends {
             let Some(writer) = state.writers().get(&stored.end.writer) else {
@@ -229,7 +229,8 @@ impl Broker {
     /// Where the caller lacks the power, or the database is away.
     pub async fn prune_audit(&self, caller: &Caller, before: UnixMillis) -> Result<Pruned, BrokerError> {
         let open = self.open()?;
-        let state = self.state_for(caller, Power::Audit)?;
+        self.state_for(caller, Power::Audit)?;
+        let state = open.follow.catch_up().await?;
         let now_s = self.parts.clock.now().seconds();
         let mut upto = Vec::new();
         for writer in state.writers().values() {

@@ -139,7 +139,7 @@ impl Broker {
         }
     }
 
-    fn refusal(
+    pub(super) fn refusal(
         &self,
         caller: &Caller,
         method: &str,

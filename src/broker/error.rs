@@ -1,9 +1,10 @@
 //! Everything that can go wrong in a use case, each with one stable reason.
 
+use super::Refusal;
 use crate::domain::decide::Denial;
 use crate::domain::document::Violation;
 use crate::domain::operator::Power;
-use crate::id::{DecisionId, KeyId};
+use crate::id::{DecisionId, KeyId, Revision};
 use crate::store::StoreError;
 use crate::vault::p8::P8Error;
 use crate::vault::unseal::{ShareError, SplitError};
@@ -25,10 +26,7 @@ pub enum BrokerError {
     },
     /// The database is not what this broker wrote.
     #[error("the broker refuses to serve, as its database is not what it wrote (`p8broker operator status` says more)")]
-    Refusing {
-        /// What was found.
-        why: String,
-    },
+    Refusing(Refusal),
     /// Policy refused a token.
     #[error("{}", .denial.reason.safe_message())]
     Denied {
@@ -100,9 +98,37 @@ pub enum BrokerError {
         /// Why that is in the way.
         why: &'static str,
     },
+    /// The client is revoked.
+    #[error("this client is revoked; an administrator can reinstate it")]
+    ClientRevoked,
     /// A key is never reinstated.
     #[error("a revoked key is never reinstated; import a new one")]
     KeyIsGone,
+    /// A token is never reinstated.
+    #[error("a revoked token stays revoked; reinstate what it was issued under, or ask for a new one")]
+    TokenStaysRevoked,
+    /// Nothing is missing that somebody could accept.
+    #[error("no history is missing on this replica; nothing was accepted")]
+    HistoryUnchanged,
+    /// What is missing is something else than what was named.
+    #[error(
+        "the database ends at revision {database} and revision {seen} was seen; accept these, after a look at both"
+    )]
+    HistoryMoved {
+        /// What the database has.
+        database: Revision,
+        /// What was seen.
+        seen: Revision,
+    },
+    /// One client watches too often.
+    #[error("this client has {0} watches open already; close some")]
+    TooManyWatches(usize),
+    /// What was handed in is no token.
+    #[error("{0}")]
+    NotAToken(&'static str),
+    /// The key that a token names did not sign it.
+    #[error("key {0} did not sign this: it was changed or made up")]
+    SignatureWrong(KeyId),
     /// Nobody could administer any more.
     #[error(
         "`{0}` is the last administrator that is not revoked: nobody could ever reinstate it; make another one first"
@@ -157,7 +183,7 @@ impl BrokerError {
             Self::NotInitialised => "NOT_INITIALISED",
             Self::AlreadyInitialised => "ALREADY_INITIALISED",
             Self::Sealed { .. } => "SEALED",
-            Self::Refusing { .. } => "REFUSING_TO_SERVE",
+            Self::Refusing(_) => "REFUSING_TO_SERVE",
             Self::Denied { denial, .. } => denial.reason.as_str(),
             Self::LacksPower(_) => "POWER_MISSING",
             Self::OutsideAppGroup(_) => "OUTSIDE_APP_GROUP",
@@ -169,7 +195,14 @@ impl BrokerError {
             Self::TooManyKeys { .. } => "TOO_MANY_KEYS",
             Self::UserHasKey { .. } => "USER_HAS_KEY",
             Self::KeyState { .. } => "KEY_STATE",
+            Self::ClientRevoked => "CLIENT_REVOKED",
             Self::KeyIsGone => "KEY_IS_GONE",
+            Self::TokenStaysRevoked => "TOKEN_STAYS_REVOKED",
+            Self::HistoryUnchanged => "HISTORY_UNCHANGED",
+            Self::HistoryMoved { .. } => "HISTORY_MOVED",
+            Self::TooManyWatches(_) => "TOO_MANY_WATCHES",
+            Self::NotAToken(_) => "NOT_A_TOKEN",
+            Self::SignatureWrong(_) => "SIGNATURE_WRONG",
             Self::LastAdministrator(_) => "LAST_ADMINISTRATOR",
             Self::NotAnOperator => "NOT_AN_OPERATOR",
             Self::AuditNotWhole(_) => "AUDIT_NOT_WHOLE",
@@ -185,6 +218,17 @@ impl BrokerError {
         }
     }
 
+    /// The same for another who waited for the same thing.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::Sealed { why } => Self::Sealed { why: why.clone() },
+            Self::Refusing(refusal) => Self::Refusing(refusal.clone()),
+            Self::Unavailable(error) => Self::Unavailable(error.clone()),
+            Self::Contended => Self::Contended,
+            other => Self::Internal(other.to_string()),
+        }
+    }
+
     /// One wrong field.
     pub fn invalid(path: &str, message: impl Into<String>) -> Self {
         Self::Invalid(vec![Violation { path: path.to_owned(), message: message.into() }])
@@ -195,8 +239,8 @@ impl From<StoreError> for BrokerError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::AlreadyInitialised => Self::AlreadyInitialised,
-            StoreError::Corrupt(why) => Self::Refusing { why },
-            StoreError::Unavailable(_) | StoreError::Locked(_) => Self::Unavailable(error),
+            StoreError::Corrupt(why) => Self::Refusing(Refusal::tampered(why)),
+            StoreError::Unavailable(_) | StoreError::Locked(_) | StoreError::Unfit(_) => Self::Unavailable(error),
         }
     }
 }

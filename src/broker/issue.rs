@@ -94,12 +94,8 @@ impl Cached {
         let (now, end) = (permit.decided_at().seconds(), issued.expires_at());
         let age = now.saturating_sub(issued.decided_at().seconds());
         let life = end.saturating_sub(issued.decided_at().seconds());
-        let under = [
-            Target::Client(client.clone()),
-            Target::Policy(issued.policy().name.clone()),
-            Target::AppGroup(issued.app_group().name.clone()),
-            Target::Key(issued.key().id.clone()),
-        ];
+        let mut under = issued.revocable_by(client);
+        under.push(Target::Token(self.token.id().clone()));
         age.saturating_mul(2) < life && end <= permit.expires_at() && !state.revoked_since(self.revision, &under)
     }
 }
@@ -125,11 +121,13 @@ impl Broker {
             self.observe("decide", watch);
             let permit = match decision {
                 Ok(permit) => permit,
+                // What another replica granted a moment ago is granted here, too: a refusal is of the newest state.
+                Err(_) if open.follow.catch_up().await.is_ok_and(|newest| newest.head() != state.head()) => continue,
                 Err(denial) => return Err(self.deny(caller, &ask, denial, decision_id)),
             };
             let issued = if ask.fresh {
                 let slot = self.slot(&open, caller, &ask, &permit);
-                let issued = self.sign_and_commit(&open, caller, &ask, permit, &decision_id).await?;
+                let issued = self.sign_and_commit(&open, caller, &ask, permit, &state, &decision_id).await?;
                 if let Some(issued) = &issued {
                     *slot.lock().await = Some(Cached { token: Arc::clone(&issued.token), revision: issued.revision });
                 }
@@ -178,7 +176,7 @@ impl Broker {
             let event = event(caller, ask, &permit, &token, Outcome::Reused, decision_id);
             return self.commit(open, event, &permit.decision(), token, decision_id).await;
         }
-        let issued = self.sign_and_commit(open, caller, ask, permit, decision_id).await?;
+        let issued = self.sign_and_commit(open, caller, ask, permit, state, decision_id).await?;
         if let Some(issued) = &issued {
             *cached = Some(Cached { token: Arc::clone(&issued.token), revision: issued.revision });
         }
@@ -191,6 +189,7 @@ impl Broker {
         caller: &Caller,
         ask: &TokenAsk,
         permit: Permit,
+        state: &State,
         decision_id: &DecisionId,
     ) -> Result<Option<Issued>, BrokerError> {
         // A key that was destroyed since the decision: the head has moved, so decide again.
@@ -199,6 +198,10 @@ impl Broker {
         let watch = Stopwatch::start();
         let token = key.sign(permit).map_err(|error| BrokerError::Internal(error.to_string()))?;
         self.observe("sign", watch);
+        // Claims have whole seconds: what is signed in the second of a revoked token is that token. The next one is not.
+        if state.is_revoked(&Target::Token(token.id().clone())) {
+            return Ok(None);
+        }
         let event = event(caller, ask, token.permit(), &token, Outcome::Signed, decision_id);
         self.commit(open, event, &decision, Arc::new(token), decision_id).await
     }

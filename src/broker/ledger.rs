@@ -61,6 +61,11 @@ pub(super) struct Proposal {
 }
 
 impl Proposal {
+    /// Whether it does more than to add a record.
+    pub(super) fn is_weighty(&self) -> bool {
+        !self.keys.is_empty() || self.seal.is_some() || self.keyring.is_some()
+    }
+
     /// A change and nothing else.
     pub(super) fn of(change: Change) -> Self {
         Self { change: Some(change), ..Self::default() }

@@ -4,19 +4,23 @@
 //! from the newest checkpoint (each record opens only after its predecessor), the head is the end of the log, the seal
 //! row and the anchor are of this history, every key's bytes open and none is missing or left over, and every writer's
 //! end is genuine, has its last row, and is as far as the log knows it to be. Nothing here depends on how many audit rows
-//! there are: rows before a writer's last are checked by `audit verify`.
+//! there are: rows before a writer's last are checked by `audit verify`. Where other replicas change something meanwhile, it
+//! starts over.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::Refusal;
+use super::error::BrokerError;
 use super::session::{Vault, open_key};
 use crate::domain::change::{Change, Record};
 use crate::domain::key::KeyState;
 use crate::domain::state::State;
-use crate::id::{Head, KeyId, Revision, VaultId};
+use crate::id::{DecisionId, Head, KeyId, Revision, VaultId};
 use crate::signer::SigningKey;
 use crate::store::anchor::Anchor;
 use crate::store::{Store, StoreError, StoredEnd};
+use crate::vault::VaultError;
 use crate::vault::keyring::Keyring;
 use crate::vault::log::RecordError;
 use crate::vault::unseal::SealRow;
@@ -24,12 +28,18 @@ use crate::vault::unseal::SealRow;
 /// Records read at a time.
 const PAGE: u32 = 500;
 
+/// How often loading starts over because other replicas changed something meanwhile.
+const MOST_TRIES: u32 = 20;
+
 /// Why a vault was not loaded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LoadError {
-    /// The database is not what this broker wrote; with what was found.
-    #[error("{0}")]
-    Tampered(String),
+    /// The database is not what this broker wrote, or not what it saw; with what was found.
+    #[error("{}", .0.why)]
+    Refused(Refusal),
+    /// A record is sealed with a root key that the keyring at hand does not have: another replica rotated it.
+    #[error("a record is sealed with a newer root key")]
+    NewerRoot,
     /// The database is away.
     #[error(transparent)]
     Store(StoreError),
@@ -38,7 +48,7 @@ pub(super) enum LoadError {
 impl From<StoreError> for LoadError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Corrupt(why) => Self::Tampered(why),
+            StoreError::Corrupt(why) => tampered(why),
             other => Self::Store(other),
         }
     }
@@ -46,7 +56,10 @@ impl From<StoreError> for LoadError {
 
 impl From<RecordError> for LoadError {
     fn from(error: RecordError) -> Self {
-        Self::Tampered(error.to_string())
+        match error {
+            RecordError::Vault(VaultError::UnknownVersion { .. }) => Self::NewerRoot,
+            other => tampered(other.to_string()),
+        }
     }
 }
 
@@ -55,6 +68,34 @@ impl From<RecordError> for LoadError {
 /// # Errors
 /// With the first thing that is not as it was written.
 pub(super) async fn load(
+    store: &dyn Store,
+    open: impl Fn(&SealRow) -> Result<Keyring, BrokerError>,
+    anchor: Option<&Anchor>,
+) -> Result<Vault, BrokerError> {
+    let mut tries = 0;
+    loop {
+        let head = store.head().await?;
+        let row = store.seal_row().await?.ok_or(BrokerError::NotInitialised)?;
+        let keyring = open(&row)?;
+        let found = match load_once(store, &row, keyring, anchor).await {
+            Ok(vault) => return Ok(vault),
+            Err(LoadError::Store(error)) => return Err(error.into()),
+            Err(found) => found,
+        };
+        tries += 1;
+        // The tables are read one after the other. What does not fit may have been changed in between by another replica,
+        // and then the head has moved; what does not fit although it has not is as it stands.
+        if tries < MOST_TRIES && store.head().await? != head {
+            continue;
+        }
+        return Err(match found {
+            LoadError::Refused(refusal) => BrokerError::Refusing(refusal),
+            other => BrokerError::Refusing(Refusal::tampered(other.to_string())),
+        });
+    }
+}
+
+async fn load_once(
     store: &dyn Store,
     seal: &SealRow,
     keyring: Keyring,
@@ -71,7 +112,7 @@ pub(super) async fn load(
     Ok(Vault::new(vault.clone(), state, keyring, signing))
 }
 
-/// Folds the records after a state's head onto it; answers the new state where there were any.
+/// Folds the records after a state's head onto it, and shows each to `seen`; answers the new state.
 ///
 /// # Errors
 /// Where a record is not the next one of this history.
@@ -80,23 +121,30 @@ pub(super) async fn catch_up(
     vault: &VaultId,
     keyring: &Keyring,
     mut state: State,
+    mut seen: impl FnMut(&Record),
 ) -> Result<State, LoadError> {
     loop {
         let page = store.records_from(state.head().revision.next(), PAGE).await?;
         for sealed in &page {
             if sealed.previous != state.head().chain {
-                return Err(tampered(format!("revision {} does not follow the one before it", sealed.revision)));
+                let why = format!("revision {} does not follow the one before it", sealed.revision);
+                return Err(LoadError::Refused(Refusal { diverged: true, ..Refusal::tampered(why) }));
             }
             let record = sealed.open(keyring, vault)?;
             fold(&mut state, &record, sealed.head())?;
+            seen(&record);
         }
-        if page.is_empty() {
+        if page.len() < PAGE as usize {
             return Ok(state);
         }
     }
 }
 
-async fn fold_log(store: &dyn Store, vault: &VaultId, keyring: &Keyring) -> Result<State, LoadError> {
+/// The state that the log ends with.
+///
+/// # Errors
+/// Where the log is not what this broker wrote.
+pub(super) async fn fold_log(store: &dyn Store, vault: &VaultId, keyring: &Keyring) -> Result<State, LoadError> {
     let checkpoint = store.newest_checkpoint().await?;
     let mut state = State::default();
     if checkpoint > Revision::default() {
@@ -110,7 +158,7 @@ async fn fold_log(store: &dyn Store, vault: &VaultId, keyring: &Keyring) -> Resu
         state = State::from_snapshot(before, (**snapshot).clone());
         fold(&mut state, &record, sealed.head())?;
     }
-    let state = catch_up(store, vault, keyring, state).await?;
+    let state = catch_up(store, vault, keyring, state, |_| ()).await?;
     let head = store.head().await?;
     // INVARIANT (P2): records cut off at the end, or a head that was moved.
     if head != state.head() {
@@ -160,18 +208,20 @@ async fn check_anchor(store: &dyn Store, state: &State, vault: &VaultId, anchor:
         return Err(tampered(format!("the anchor {path} belongs to vault {}, not to {vault}", anchored.vault)));
     }
     let (newest, ours) = (anchored.head.revision, state.head().revision);
-    if newest > ours {
-        return Err(tampered(format!(
-            "the database went back in time: the anchor saw revision {newest}, the database ends at {ours}; revisions {} to {newest} are missing",
-            ours.next()
-        )));
+    let same = newest <= ours
+        && (newest == Revision::default()
+            || store.records_from(newest, 1).await?.first().is_some_and(|record| record.head() == anchored.head));
+    if same || is_accepted(state, anchored.head, &anchored.accepted) {
+        return Ok(());
     }
-    let rows = store.records_from(newest, 1).await?;
-    let same = rows.first().is_some_and(|record| record.head() == anchored.head);
-    if newest > Revision::default() && !same {
-        return Err(tampered(format!("revision {newest} is not the one that the anchor saw: this is another history")));
-    }
-    Ok(())
+    Err(LoadError::Refused(Refusal::lost(anchored.head, state.head(), anchored.accepted)))
+}
+
+/// Whether an operator has accepted, by name, that a head which was seen is lost; `known` are acceptances that stood in the
+/// history of that head already, and so are about earlier losses.
+pub(super) fn is_accepted(state: &State, seen: Head, known: &[DecisionId]) -> bool {
+    let mut new = state.accepted_histories().iter().filter(|accepted| !known.contains(&accepted.id));
+    new.any(|accepted| accepted.seen.revision >= seen.revision)
 }
 
 async fn open_keys(
@@ -253,6 +303,7 @@ fn check_writers(ends: &[StoredEnd], state: &State, vault: &VaultId, keyring: &K
     Ok(())
 }
 
-fn tampered(why: String) -> LoadError {
-    LoadError::Tampered(why)
+/// What was changed, named.
+pub(super) fn tampered(why: String) -> LoadError {
+    LoadError::Refused(Refusal::tampered(why))
 }

@@ -4,15 +4,22 @@ mod apply;
 mod audit;
 mod denials;
 pub mod error;
+mod fleet;
+mod follow;
+mod group;
+mod history;
+mod inspect;
 mod issue;
 mod keys;
 mod ledger;
 mod load;
+mod open;
 mod record;
 mod revoke;
 mod root;
 mod seal;
 mod session;
+mod watch;
 mod writer;
 
 use std::sync::Arc;
@@ -26,18 +33,20 @@ use tokio_util::task::TaskTracker;
 pub use apply::Applied;
 pub use audit::{AuditEnds, AuditPage, Finding, Pruned, Verification};
 pub use error::BrokerError;
+pub use inspect::{Introspected, Whois};
 pub use issue::{Issued, TokenAsk};
 pub use keys::{KeyAnswer, KeyImport};
-pub use revoke::{Exposure, MOST_LISTED, Revoked};
+pub use revoke::{Count, Exposure, MOST_LISTED, Revoked};
 pub use root::{RekeyStep, Rekeyed};
 pub use seal::{Initialised, KeySource, Shares, Unsealed};
+pub use watch::{Happened, Told, Watch};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMillis};
 use crate::domain::change::Actor;
 use crate::domain::key::Stamp;
 use crate::domain::operator::Power;
 use crate::domain::state::State;
-use crate::id::{ClientId, DecisionId, VaultId};
+use crate::id::{ClientId, DecisionId, Head, VaultId};
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::anchor::Anchor;
@@ -79,13 +88,65 @@ pub enum Phase {
     NotInitialised,
     /// The vault is sealed; with what to do about it.
     Sealed(String),
-    /// The database is not what this broker wrote; with what was found.
-    Refusing(String),
+    /// The database is not what this broker wrote, or not what it saw; with what was found.
+    Refusing(Refusal),
     /// Tokens are issued.
     Open(Arc<OpenVault>),
 }
 
+/// Why a replica refuses to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What was found, and what to do.
+    pub why: String,
+    /// What the database lost, where that is it.
+    pub lost: Option<Box<Lost>>,
+    /// Whether the records that came since do not follow the ones that were seen.
+    diverged: bool,
+}
+
+/// A database that went back in time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The newest head that this replica, or its anchor, saw.
+    pub seen: Head,
+    /// The database's head when that was found out.
+    pub database: Head,
+    /// Acceptances that stand in the history that was seen, and so are about earlier losses.
+    accepted: Vec<DecisionId>,
+}
+
+impl Refusal {
+    fn tampered(why: String) -> Self {
+        Self { why, lost: None, diverged: false }
+    }
+
+    fn lost(seen: Head, database: Head, accepted: Vec<DecisionId>) -> Self {
+        let what = if database.revision < seen.revision {
+            format!("revisions {} to {} are missing", database.revision.next(), seen.revision)
+        } else {
+            format!("revision {} is not the one that was seen: this is another history", seen.revision)
+        };
+        let why = format!(
+            "the database went back in time: revision {} was seen, the database ends at {}; {what}. Restore it; or, where \
+             what is missing is lost for good, an administrator runs `p8broker operator accept-history`",
+            seen.revision, database.revision
+        );
+        Self { why, lost: Some(Box::new(Lost { seen, database, accepted })), diverged: true }
+    }
+}
+
 impl Phase {
+    /// The name, as the API spells it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::NotInitialised => "NOT_INITIALISED",
+            Self::Sealed(_) => "SEALED",
+            Self::Refusing(_) => "REFUSING",
+            Self::Open(_) => "OPEN",
+        }
+    }
+
     fn sealed_by(stamp: &Stamp) -> Self {
         Self::Sealed(format!("{} sealed it at {}; an operator with the power `unseal` lifts that", stamp.by, stamp.at))
     }
@@ -95,8 +156,10 @@ impl Phase {
 #[derive(Debug)]
 pub struct OpenVault {
     vault: Arc<session::Vault>,
+    follow: Arc<follow::Follow>,
     ledger: ledger::Ledger,
     tokens: issue::Tokens,
+    watchers: Arc<watch::Watchers>,
 }
 
 impl OpenVault {
@@ -125,6 +188,8 @@ pub struct Parts {
     pub bootstrap: Vec<ClientId>,
     /// Where the newest head is kept outside of the database.
     pub anchor: Option<Anchor>,
+    /// This replica's name.
+    pub replica: String,
 }
 
 /// One replica.
@@ -133,6 +198,11 @@ pub struct Broker {
     phase: Arc<ArcSwap<Phase>>,
     /// Shares given so far, and rekeys on their way; one operator at a time.
     sealing: Mutex<seal::Sealing>,
+    /// The keyring of a vault whose database lost history, until somebody accepts that.
+    waiting: Mutex<Option<history::Waiting>>,
+    /// The head at which an operator's seal was met: only when it has moved can that seal have been lifted.
+    sealed_at: ArcSwap<Option<Head>>,
+    started: UnixMillis,
     denials: denials::Denials,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -143,9 +213,12 @@ impl Broker {
     pub fn new(parts: Parts) -> Arc<Self> {
         let phase = Phase::Sealed("it has not been opened since the start".to_owned());
         Arc::new(Self {
+            started: parts.clock.now(),
             parts,
             phase: Arc::new(ArcSwap::from_pointee(phase)),
             sealing: Mutex::default(),
+            waiting: Mutex::default(),
+            sealed_at: ArcSwap::default(),
             denials: denials::Denials::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -199,7 +272,7 @@ impl Broker {
                 self.parts.metrics.while_sealed.inc();
                 Err(BrokerError::Sealed { why: why.clone() })
             }
-            Phase::Refusing(why) => Err(BrokerError::Refusing { why: why.clone() }),
+            Phase::Refusing(refusal) => Err(BrokerError::Refusing(refusal.clone())),
         }
     }
 
@@ -221,8 +294,12 @@ impl Broker {
     /// Stops: what is queued is committed, then the ledger ends and the database is closed.
     pub async fn stop(&self) {
         self.flush_all_denials();
+        let open = self.open().ok();
         self.phase.store(Arc::new(Phase::Sealed("the broker is stopping".to_owned())));
         self.begin_stop();
+        if let Some(open) = open {
+            open.follow.ended.cancel();
+        }
         self.tasks.close();
         if tokio::time::timeout(STOP, self.tasks.wait()).await.is_err() {
             tracing::warn!("something did not end in time; what was queued before it is committed");

@@ -68,7 +68,7 @@ pub(super) fn first_record(
     let row = end.push(keyring, change_event(asker, &record))?;
     Ok(Append {
         expected: Head::default(),
-        record: SealedRecord::seal(keyring, &seal.vault, Head::default(), &record)?,
+        records: vec![SealedRecord::seal(keyring, &seal.vault, Head::default(), &record)?],
         audit: AuditBatch { rows: vec![row], end: end.sealed(keyring, &seal.vault)? },
         keys: Vec::new(),
         seal: Some(seal),

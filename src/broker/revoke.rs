@@ -8,6 +8,8 @@
 //! - P5: after the answer, no client receives a token under the target whose id is not in its exposure.
 //! - P6: revoking a key deletes its bytes in the same transaction.
 
+use std::collections::BTreeMap;
+
 use super::error::BrokerError;
 use super::keys::not_found;
 use super::ledger::Proposal;
@@ -19,11 +21,14 @@ use crate::domain::operator::Power;
 use crate::domain::state::State;
 use crate::domain::target::Target;
 use crate::id::Revision;
-use crate::store::{ExposureCursor, ExposureTotals, KeyBytes};
+use crate::store::{CountedBy, ExposureCursor, ExposureTotals, KeyBytes, Under};
 use crate::vault::keyring::Keyring;
 
 /// Most tokens that one answer lists.
 pub const MOST_LISTED: u32 = 1000;
+
+/// Most counts of one property in an answer.
+const MOST_COUNTED: u32 = 100;
 
 /// Tokens alive under a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +39,19 @@ pub struct Exposure {
     pub totals: ExposureTotals,
     /// The first of them, first to die first.
     pub tokens: Vec<LiveToken>,
+    /// All of them by client, policy and key, largest first.
+    pub counts: Vec<Count>,
+}
+
+/// How many live tokens share one property.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Count {
+    /// Which property.
+    pub by: CountedBy,
+    /// Its value.
+    pub name: String,
+    /// How many.
+    pub count: u64,
 }
 
 /// A revoke that took effect.
@@ -52,29 +70,34 @@ impl Broker {
     /// Where there is no such key, or it can't be recorded.
     pub async fn revoke(&self, caller: &Caller, target: Target, reason: String) -> Result<Revoked, BrokerError> {
         let what = target.clone();
+        let dies_at = self.death_of(caller, &target).await?;
         let propose = move |state: &State, _: &Keyring| {
             let mut proposal = Proposal::default();
             if state.is_revoked(&what) {
                 return Ok(proposal);
             }
-            if let Target::Client(client) = &what
-                && !state.has_administrator_beside(Some(client))
-            {
+            let last = match &what {
+                Target::Client(client) => !state.has_administrator_beside(Some(client)),
+                Target::Issuer(issuer) => !state.has_administrator_without(issuer),
+                _ => false,
+            };
+            if last {
                 // INVARIANT (INV-PLAN-2): nobody could ever reinstate it.
-                return Err(BrokerError::LastAdministrator(client.to_string()));
+                return Err(BrokerError::LastAdministrator(what.to_string()));
             }
             if let Target::Key(id) = &what {
                 state.keys().get(id).ok_or_else(|| not_found(id))?;
                 proposal.keys.push(KeyBytes::Destroy(id.clone()));
             }
-            proposal.change = Some(Change::Revoked { target: what.clone(), reason: reason.clone() });
+            proposal.change = Some(Change::Revoked { target: what.clone(), reason: reason.clone(), dies_at });
             Ok(proposal)
         };
         let changed = self.change(caller, Power::Revoke, Box::new(propose)).await?;
         let lost = || BrokerError::Internal("a revocation is not in the state after it".to_owned());
         let revision = changed.state.revocation(&target).ok_or_else(lost)?.revision;
         // INVARIANT (P5): read after the commit, up to the revision that the commit made.
-        let exposure = self.read_exposure(&target, revision, &ExposureCursor::default()).await?;
+        let under = under(&changed.state, &target);
+        let exposure = self.read_exposure(&under, revision, &ExposureCursor::default()).await?;
         if matches!(target, Target::Key(_)) {
             // INVARIANT (P6): also when a repeated revoke finds the record there already.
             self.scrub().await?;
@@ -82,21 +105,37 @@ impl Broker {
         Ok(Revoked { exposure, left_at_apple: left_at_apple(&changed.state, &target) })
     }
 
-    /// Tells what is alive under a target, without revoking; or, where it is revoked, what is still alive.
+    /// Tells what is alive under a target, or in the whole vault, without revoking; or, where it is revoked, what is still
+    /// alive.
     ///
     /// # Errors
-    /// Where the caller lacks the power, or there is no such key.
+    /// Where the caller lacks the power, or there is no such key or live token.
     pub async fn exposure(
         &self,
         caller: &Caller,
-        target: &Target,
+        target: Option<&Target>,
         after: &ExposureCursor,
     ) -> Result<Exposure, BrokerError> {
-        let state = self.state_for(caller, Power::Revoke)?;
-        if let Target::Key(id) = target {
-            state.keys().get(id).ok_or_else(|| not_found(id))?;
+        self.state_for(caller, Power::Revoke)?;
+        let state = self.open()?.follow.catch_up().await?;
+        match target {
+            Some(Target::Key(id)) => drop(state.keys().get(id).ok_or_else(|| not_found(id))?),
+            Some(token @ Target::Token(_)) => drop(self.death_of(caller, token).await?),
+            _ => {}
         }
-        self.read_exposure(target, state.head().revision.next(), after).await
+        let under = target.map_or(Under::Everything, |target| under(&state, target));
+        self.read_exposure(&under, state.head().revision.next(), after).await
+    }
+
+    /// When a token dies that is to be revoked.
+    async fn death_of(&self, caller: &Caller, target: &Target) -> Result<Option<i64>, BrokerError> {
+        let Target::Token(id) = target else { return Ok(None) };
+        self.state_for(caller, Power::Revoke)?;
+        let now_s = self.parts.clock.now().seconds();
+        let under = Under::Token(id.clone());
+        let totals = self.parts.store.exposure_totals(&under, Revision(u64::MAX), now_s).await?;
+        let none = || BrokerError::NotFound { kind: "live token", name: id.to_string() };
+        totals.last_expires_at.ok_or_else(none).map(Some)
     }
 
     /// Lifts a revocation. Tokens issued before it stay revoked.
@@ -107,6 +146,9 @@ impl Broker {
         if matches!(target, Target::Key(_)) {
             // INVARIANT (P6)
             return Err(BrokerError::KeyIsGone);
+        }
+        if matches!(target, Target::Token(_)) {
+            return Err(BrokerError::TokenStaysRevoked);
         }
         let propose = move |state: &State, _: &Keyring| {
             if !state.is_revoked(&target) {
@@ -120,29 +162,95 @@ impl Broker {
 
     async fn read_exposure(
         &self,
-        target: &Target,
+        under: &Under,
         revision: Revision,
         after: &ExposureCursor,
     ) -> Result<Exposure, BrokerError> {
         let now_s = self.parts.clock.now().seconds();
-        let totals = self.parts.store.exposure_totals(target, revision, now_s).await?;
-        let tokens = self.parts.store.exposure(target, revision, now_s, after, MOST_LISTED).await?;
-        Ok(Exposure { revision, totals, tokens })
+        let store = &self.parts.store;
+        let tokens = store.exposure(under, revision, now_s, after, MOST_LISTED).await?;
+        let is_first = *after == ExposureCursor::default();
+        if is_first && tokens.len() < MOST_LISTED as usize {
+            // All of them are at hand.
+            let last_expires_at = tokens.last().map(|token| token.expires_at);
+            let totals = ExposureTotals { count: tokens.len() as u64, last_expires_at };
+            let counts = CountedBy::ALL.into_iter().flat_map(|by| counted(&tokens, by)).collect();
+            return Ok(Exposure { revision, totals, tokens, counts });
+        }
+        let totals = store.exposure_totals(under, revision, now_s).await?;
+        let mut counts = Vec::new();
+        for by in CountedBy::ALL.into_iter().filter(|_| is_first) {
+            let largest = store.exposure_counts(under, by, revision, now_s, MOST_COUNTED).await?;
+            counts.extend(largest.into_iter().map(|(name, count)| Count { by, name, count }));
+        }
+        Ok(Exposure { revision, totals, tokens, counts })
     }
 }
 
-fn left_at_apple(state: &State, target: &Target) -> Option<String> {
-    let Target::Key(id) = target else { return None };
-    let key = state.keys().get(id)?;
-    if key.state != KeyState::Revoked || key.confirmed_at_apple.is_some() {
-        return None;
+/// Which live tokens are under a target: for an account those of all keys it ever had.
+pub(super) fn under(state: &State, target: &Target) -> Under {
+    match target {
+        Target::Token(id) => Under::Token(id.clone()),
+        Target::Client(id) => Under::Client(id.clone()),
+        Target::Policy(name) => Under::Policy(name.clone()),
+        Target::AppGroup(name) => Under::AppGroup(name.clone()),
+        Target::Key(id) => Under::Keys(vec![id.clone()]),
+        Target::Account(name) => {
+            let theirs = state.keys().values().filter(|key| key.account == *name);
+            Under::Keys(theirs.map(|key| key.id.clone()).collect())
+        }
+        Target::Issuer(name) => Under::Issuer(name.clone()),
     }
-    let place = match &key.kind {
-        KeyKind::Team => "App Store Connect, Users and Access, Integrations, Team Keys".to_owned(),
-        KeyKind::Individual { user, .. } => format!("App Store Connect, the profile of {user}, Individual API Key"),
-    };
-    Some(format!(
-        "revoke key {id} at Apple too ({place}): this broker signs nothing with it any more, but only Apple can end tokens \
-         that are out and copies of the .p8 elsewhere; then run `p8broker key confirm-revoked-at-apple {id}`"
-    ))
+}
+
+fn counted(tokens: &[LiveToken], by: CountedBy) -> Vec<Count> {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for token in tokens {
+        let name = match by {
+            CountedBy::Client => &token.client,
+            CountedBy::Policy => &token.policy,
+            CountedBy::Key => &token.key_id,
+        };
+        let count = counts.entry(name).or_default();
+        *count = count.saturating_add(1);
+    }
+    let mut out: Vec<Count> =
+        counts.into_iter().map(|(name, count)| Count { by, name: name.to_owned(), count }).collect();
+    out.sort_by_key(|it| std::cmp::Reverse(it.count));
+    out.truncate(MOST_COUNTED as usize);
+    out
+}
+
+fn left_at_apple(state: &State, target: &Target) -> Option<String> {
+    match target {
+        Target::Key(id) => {
+            let key = state
+                .keys()
+                .get(id)
+                .filter(|key| key.state == KeyState::Revoked && key.confirmed_at_apple.is_none())?;
+            let place = match &key.kind {
+                KeyKind::Team => "App Store Connect, Users and Access, Integrations, Team Keys".to_owned(),
+                KeyKind::Individual { user, .. } => {
+                    format!("App Store Connect, the profile of {user}, Individual API Key")
+                }
+            };
+            Some(format!(
+                "revoke key {id} at Apple too ({place}): this broker signs nothing with it any more, but only Apple can \
+                 end tokens that are out and copies of the .p8 elsewhere; then run `p8broker key \
+                 confirm-revoked-at-apple {id}`"
+            ))
+        }
+        Target::Account(name) => {
+            let theirs = state.keys().values().filter(|key| key.account == *name && key.confirmed_at_apple.is_none());
+            let ids: Vec<String> = theirs.map(|key| key.id.to_string()).collect();
+            (!ids.is_empty()).then(|| {
+                format!(
+                    "nothing is issued for account {name} any more, but Apple still takes its keys ({}): where copies of a \
+                     .p8 may be elsewhere, revoke that key here (`p8broker revoke key`) and at Apple",
+                    ids.join(", ")
+                )
+            })
+        }
+        _ => None,
+    }
 }

@@ -20,6 +20,7 @@ use crate::domain::state::State;
 use crate::id::Revision;
 use crate::secret::{ShareText, UnsealKey};
 use crate::store::{KeyBytes, SealedKey};
+use crate::vault::VaultError;
 use crate::vault::keyring::{Keyring, private_key_place};
 use crate::vault::unseal::{Method, Progress, SealRow, share_digest, split};
 
@@ -171,7 +172,14 @@ impl Broker {
         for _ in 0..MOST_TRIES {
             let open = self.open()?;
             require(&open.state(), &caller.client, Power::Administer)?;
+            let state = open.follow.catch_up().await?;
             let row = self.parts.store.seal_row().await?.ok_or(BrokerError::NotInitialised)?;
+            if row.generation == state.unseal_generation() && !row.is_sealed_by(&open.vault.keyring()) {
+                return Err(BrokerError::WrongMethod(
+                    "the unseal key was replaced on another replica, and this one has the one before it: rotate there, or \
+                     restart this one and unseal it with the new one",
+                ));
+            }
             let sealed = Arc::new(self.parts.store.sealed_keys().await?);
             let propose = move |state: &State, keyring: &Keyring| rotation(state, keyring, &row, &sealed);
             match self.change(caller, Power::Administer, Box::new(propose)).await {
@@ -198,7 +206,11 @@ fn rotation(state: &State, keyring: &Keyring, row: &SealRow, sealed: &[SealedKey
     for key in state.keys().values().filter(|key| key.state != KeyState::Revoked) {
         // A key that was imported since the bytes were read: read them again.
         let Some(old) = sealed.iter().find(|old| old.key_id == key.id) else { return Err(BrokerError::Contended) };
-        let der = open_private_key(keyring, &row.vault, key, old)?;
+        let der = open_private_key(keyring, &row.vault, key, old).map_err(|error| match error {
+            // Another replica rotated since: read the keys and the log again.
+            VaultError::UnknownVersion { .. } => BrokerError::Contended,
+            other => other.into(),
+        })?;
         let place = private_key_place(&row.vault, &key.id, key.imported_revision);
         keys.push(KeyBytes::Put(SealedKey { sealed: next.seal_private_key(&place, &der)?, ..old.clone() }));
     }

@@ -1,8 +1,4 @@
-//! Init, unseal and seal.
-//!
-//! Steps of an unseal: (1) the unseal key, from shares or a key file; (2) the keyring, which opens only with it; (3) the
-//! vault, checked as `load` has it; (4) where an operator's seal stands, the caller's power to lift it, as the state just
-//! loaded says; (5) a writer, registered; (6) the lifting, recorded; (7) the phase. Nothing is served before (7).
+//! Init, unseal and seal. Each gathers the unseal key, from shares or a key file; `open` does the rest.
 //!
 //! # Invariants
 //! - P7: an operator's seal is a record of the control log, so it survives restarts, and an automatic unseal meets it.
@@ -12,15 +8,14 @@ use std::sync::Arc;
 
 use super::error::BrokerError;
 use super::ledger::Proposal;
-use super::load::{LoadError, load};
+use super::open::Opener;
 use super::record::{first_record, random_bits};
 use super::root::Rekeying;
-use super::session::Vault;
-use super::writer::Writer;
-use super::{Asker, Broker, Caller, OpenVault, Phase, require};
+use super::{Asker, Broker, Caller, Phase, Refusal};
 use crate::domain::change::{Actor, Change};
 use crate::domain::operator::{Operator, Power};
 use crate::domain::pattern::ClientPattern;
+use crate::domain::state::State;
 use crate::id::{ClientId, Head, OperatorName, Revision, VaultId};
 use crate::secret::{ShareText, UnsealKey};
 use crate::store::StoreError;
@@ -88,16 +83,6 @@ pub(super) struct Sealing {
     pub(super) rekey: Rekeying,
 }
 
-/// Who wants the vault open.
-enum Opener<'a> {
-    /// The broker itself, at its start.
-    Start,
-    /// An operator.
-    Operator(&'a Caller),
-    /// The process that has just initialised it.
-    Init,
-}
-
 impl KeySource {
     /// Reads the keys: the current one, and the one before it where there is one.
     pub(super) fn read(&self) -> Result<(UnsealKey, Option<UnsealKey>), BrokerError> {
@@ -127,7 +112,7 @@ impl Broker {
     pub async fn start(self: &Arc<Self>) {
         let row = match self.parts.store.seal_row().await {
             Ok(row) => row,
-            Err(StoreError::Corrupt(why)) => return self.set_phase(Phase::Refusing(why)),
+            Err(StoreError::Corrupt(why)) => return self.set_phase(Phase::Refusing(Refusal::tampered(why))),
             Err(error) => return self.set_phase(Phase::Sealed(format!("the seal can't be read: {error}"))),
         };
         match row {
@@ -135,16 +120,17 @@ impl Broker {
                 Ok(head) if head == Head::default() => self.set_phase(Phase::NotInitialised),
                 // INVARIANT (P2): a vault without its seal row is no empty database.
                 Ok(_) => {
-                    self.set_phase(Phase::Refusing("the seal row is missing, but there is a control log".to_owned()))
+                    let why = "the seal row is missing, but there is a control log".to_owned();
+                    self.set_phase(Phase::Refusing(Refusal::tampered(why)));
                 }
                 Err(error) => self.set_phase(Phase::Sealed(format!("the head can't be read: {error}"))),
             },
             Some(row) => match &row.method {
                 Method::Shares { threshold, .. } => self.set_phase(waiting(0, *threshold)),
                 Method::KeyFile => {
-                    if let Err(error) = self.open_with_key_file(&row, Opener::Start).await {
+                    if let Err(error) = self.open_with_key_file(Opener::Start).await {
                         tracing::error!(%error, "the vault was not opened at the start");
-                        if !matches!(error, BrokerError::Refusing { .. }) {
+                        if !matches!(error, BrokerError::Refusing(_)) {
                             self.set_phase(Phase::Sealed(error.to_string()));
                         }
                     }
@@ -200,7 +186,7 @@ impl Broker {
         }
         self.parts.store.initialise(first).await?;
         // From here on there is a vault, and its shares must reach somebody whatever else happens.
-        if let Err(error) = self.open_with(&row, keyring, Opener::Init).await {
+        if let Err(error) = self.open_with(|row| Ok(row.open(&key)?), Opener::Init).await {
             tracing::error!(%error, "the new vault was not opened");
             self.set_phase(Phase::Sealed(format!("it was not opened after init: {error}")));
         }
@@ -224,7 +210,7 @@ impl Broker {
                 ));
             }
             Method::KeyFile => {
-                self.open_with_key_file(&row, Opener::Operator(caller)).await?;
+                self.open_with_key_file(Opener::Operator(caller)).await?;
                 return Ok(self.progress(0, 0));
             }
             Method::Shares { threshold, .. } => *threshold,
@@ -238,8 +224,7 @@ impl Broker {
         let given = sealing.unseal.len();
         match taken.map_err(|error| BrokerError::Share { error, given, threshold })? {
             Some(key) => {
-                let keyring = row.open(&key)?;
-                self.open_with(&row, keyring, Opener::Operator(caller)).await?;
+                self.open_with(|row| Ok(row.open(&key)?), Opener::Operator(caller)).await?;
                 Ok(self.progress(threshold, threshold))
             }
             None => {
@@ -254,82 +239,12 @@ impl Broker {
     /// # Errors
     /// Where the caller lacks the power, or the seal can't be recorded.
     pub async fn seal(&self, caller: &Caller, reason: String) -> Result<Revision, BrokerError> {
-        let propose = move |_: &crate::domain::state::State, _: &Keyring| {
-            Ok(Proposal::of(Change::VaultSealed { reason: reason.clone() }))
-        };
+        let propose = move |_: &State, _: &Keyring| Ok(Proposal::of(Change::VaultSealed { reason: reason.clone() }));
         let changed = self.change(caller, Power::Unseal, Box::new(propose)).await?;
         // Shares given towards a rekey do not outlive the seal in memory.
         *self.sealing.lock().await = Sealing::default();
         tracing::warn!(caller = %caller.client, "the vault is sealed");
         Ok(changed.state.head().revision)
-    }
-
-    async fn open_with_key_file(self: &Arc<Self>, row: &SealRow, opener: Opener<'_>) -> Result<(), BrokerError> {
-        let (current, previous) = self.parts.key_source.read()?;
-        let keyring = match (row.open(&current), previous) {
-            (Ok(keyring), _) => keyring,
-            (Err(error), None) => return Err(does_not_fit(&error.to_string())),
-            (Err(_), Some(previous)) => row.open(&previous).map_err(|error| does_not_fit(&error.to_string()))?,
-        };
-        self.open_with(row, keyring, opener).await
-    }
-
-    async fn open_with(
-        self: &Arc<Self>,
-        row: &SealRow,
-        keyring: Keyring,
-        opener: Opener<'_>,
-    ) -> Result<(), BrokerError> {
-        let loaded = load(self.parts.store.as_ref(), row, keyring, self.parts.anchor.as_ref()).await;
-        let vault = match loaded {
-            Ok(vault) => Arc::new(vault),
-            // INVARIANT (P2): what was changed is found here, named, and nothing is served.
-            Err(LoadError::Tampered(why)) => {
-                tracing::error!(%why, "the broker refuses to serve");
-                self.set_phase(Phase::Refusing(why.clone()));
-                return Err(BrokerError::Refusing { why });
-            }
-            Err(LoadError::Store(error)) => return Err(error.into()),
-        };
-        let state = vault.state();
-        let lift = match (state.sealed(), opener) {
-            (None, _) | (Some(_), Opener::Init) => None,
-            // INVARIANT (P7): at a start the seal stands; the keys just loaded are dropped.
-            (Some(stamp), Opener::Start) => {
-                self.set_phase(Phase::sealed_by(stamp));
-                return Ok(());
-            }
-            (Some(stamp), Opener::Operator(caller)) => {
-                let name = require(&state, &caller.client, Power::Unseal)
-                    .inspect_err(|_| self.set_phase(Phase::sealed_by(stamp)))?;
-                Some(Asker {
-                    actor: Actor { name, client: Some(caller.client.clone()) },
-                    identity: caller.identity.clone(),
-                    decision_id: self.decision_id()?,
-                })
-            }
-        };
-        self.serve(vault, lift).await
-    }
-
-    async fn serve(self: &Arc<Self>, vault: Arc<Vault>, lift: Option<Asker>) -> Result<(), BrokerError> {
-        let writer = Writer {
-            store: Arc::clone(&self.parts.store),
-            vault: Arc::clone(&vault),
-            clock: Arc::clone(&self.parts.clock),
-            metrics: self.parts.metrics.clone(),
-            anchor: self.parts.anchor.clone(),
-            phase: Arc::clone(&self.phase),
-            end: None,
-            pending: None,
-        };
-        let (ledger, task) = writer.start(lift).await?;
-        self.tasks.spawn(task);
-        tracing::info!(vault = %vault.id, revision = vault.state().head().revision.0, "unsealed");
-        let open = OpenVault { vault, ledger, tokens: super::issue::Tokens::default() };
-        self.set_phase(Phase::Open(Arc::new(open)));
-        self.write_remembered();
-        Ok(())
     }
 
     fn progress(&self, given: u32, threshold: u32) -> Unsealed {
@@ -338,11 +253,12 @@ impl Broker {
             Phase::NotInitialised => {
                 Unsealed { sealed: true, given, threshold, why: BrokerError::NotInitialised.to_string() }
             }
-            Phase::Sealed(why) | Phase::Refusing(why) => Unsealed { sealed: true, given, threshold, why: why.clone() },
+            Phase::Sealed(why) => Unsealed { sealed: true, given, threshold, why: why.clone() },
+            Phase::Refusing(refusal) => Unsealed { sealed: true, given, threshold, why: refusal.why.clone() },
         }
     }
 
-    fn set_phase(&self, phase: Phase) {
+    pub(super) fn set_phase(&self, phase: Phase) {
         self.parts.metrics.unsealed.set(i64::from(matches!(phase, Phase::Open(_))));
         self.phase.store(Arc::new(phase));
     }
@@ -350,10 +266,6 @@ impl Broker {
 
 fn waiting(given: u32, threshold: u32) -> Phase {
     Phase::Sealed(format!("it waits for shares: {given} of {threshold} are given; run `p8broker operator unseal`"))
-}
-
-fn does_not_fit(error: &str) -> BrokerError {
-    BrokerError::KeyFile(format!("neither the key file nor the one before it opens the keyring: {error}"))
 }
 
 fn first_operators(clients: &[ClientId]) -> Result<Vec<Operator>, BrokerError> {

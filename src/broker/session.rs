@@ -63,8 +63,8 @@ impl Vault {
         self.signing.write().unwrap_or_else(PoisonError::into_inner).insert(id, key);
     }
 
-    pub(super) fn replace_keyring(&self, keyring: Keyring) {
-        self.keyring.store(Arc::new(keyring));
+    pub(super) fn replace_keyring(&self, keyring: Arc<Keyring>) {
+        self.keyring.store(keyring);
     }
 
     /// INVARIANT (P7): parsed keys are dropped as soon as this replica learns of a seal.

@@ -13,6 +13,7 @@ use clap::Args;
 use data_encoding::{BASE64, HEXLOWER};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType};
 use serde_json::json;
+use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
 use super::document::Parsed;
@@ -60,6 +61,12 @@ pub(super) struct Dev {
     /// Where to listen for operations.
     #[arg(long, default_value = "127.0.0.1:0")]
     ops: SocketAddr,
+    /// The database, as sqlite://PATH or postgres://…; an SQLite file in the folder where absent.
+    #[arg(long, value_name = "URL", env = "P8BROKER_STORE_URL", hide_env_values = true)]
+    store_url: Option<String>,
+    /// How many replicas to run, on PostgreSQL; all but the first listen on free ports.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    replicas: u16,
 }
 
 impl Dev {
@@ -79,25 +86,52 @@ impl Dev {
         }
         certificates(&dir)?;
         unseal_key(&dir)?;
-        write(&dir.join("p8broker.toml"), configuration(&dir, self.grpc, self.ops).as_bytes())?;
         if !dir.join("policies.yaml").exists() {
             write(&dir.join("policies.yaml"), DOCUMENT.as_bytes())?;
         }
-        let config = Config::load(&dir.join("p8broker.toml"))?;
-        telemetry::start(&config.log);
-
-        let server = Server::bind(config, Arc::new(SystemClock)).await?;
-        if matches!(&*server.broker().phase(), Phase::NotInitialised) {
-            fill(server.broker(), &dir).await?;
+        let store = self.store_url.clone().unwrap_or_else(|| format!("sqlite://{}", dir.join("vault.db").display()));
+        if self.replicas > 1 && store.starts_with("sqlite:") {
+            return Err(CliError::usage(
+                "--replicas: one database on SQLite has one broker; give --store-url".to_owned(),
+            ));
         }
-        let (grpc, ops) = (server.grpc_addr()?, server.ops_addr()?);
+        let mut servers = Vec::new();
+        for nth in 1..=self.replicas {
+            let name = if nth == 1 { "p8broker.toml".to_owned() } else { format!("p8broker-{nth}.toml") };
+            let any = |address: SocketAddr| if nth == 1 { address } else { SocketAddr::new(address.ip(), 0) };
+            let text = configuration(&dir, any(self.grpc), any(self.ops), &store, nth);
+            write(&dir.join(&name), text.as_bytes())?;
+            let config = Config::load(&dir.join(&name))?;
+            if let Some(file) = config.anchor.file.as_ref().filter(|file| nth > 1 && !file.exists()) {
+                // A replica that joins starts its anchor from the history that is there.
+                write(file, b"")?;
+            }
+            if nth == 1 {
+                telemetry::start(&config.log);
+            }
+            let server = Server::bind(config, Arc::new(SystemClock)).await?;
+            if matches!(&*server.broker().phase(), Phase::NotInitialised) {
+                fill(server.broker(), &dir).await?;
+            }
+            servers.push(server);
+        }
+        let addresses = |of: fn(&Server) -> std::io::Result<SocketAddr>| {
+            servers.iter().map(of).collect::<std::io::Result<Vec<SocketAddr>>>()
+        };
+        let (grpc, ops) = (addresses(Server::grpc_addr)?, addresses(Server::ops_addr)?);
+        let (Some(first), Some(first_ops)) = (grpc.first().copied(), ops.first().copied()) else {
+            return Err(CliError::failed("no replica was started".to_owned()));
+        };
         for name in ["operator", "client", "stranger"] {
-            write(&dir.join(format!("{name}.env")), environment(&dir, name, grpc).as_bytes())?;
+            write(&dir.join(format!("{name}.env")), environment(&dir, name, first).as_bytes())?;
         }
         let path = |name: &str| dir.join(name).display().to_string();
+        let texts = |all: &[SocketAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
         let ready = json!({
-            "grpc_addr": grpc.to_string(),
-            "ops_addr": ops.to_string(),
+            "grpc_addr": first.to_string(),
+            "ops_addr": first_ops.to_string(),
+            "grpc_addrs": texts(&grpc),
+            "ops_addrs": texts(&ops),
             "ca": path("ca.pem"),
             "operator_env": path("operator.env"),
             "client_env": path("client.env"),
@@ -106,12 +140,21 @@ impl Dev {
         let stop = stop_on_signal()?;
         // Ports are bound already: whoever reads this file can connect.
         write(&dir.join("ready.json"), ready.to_string().as_bytes())?;
-        print.answer(&ready, || introduction(&dir, grpc, ops))?;
-        Ok(server.run(stop).await?)
+        print.answer(&ready, || introduction(&dir, &texts(&grpc).join(", "), first_ops))?;
+        let mut running = JoinSet::new();
+        for server in servers {
+            running.spawn(server.run(stop.clone()));
+        }
+        while let Some(ended) = running.join_next().await {
+            // One that ends takes the others with it.
+            stop.cancel();
+            ended.map_err(|error| CliError::failed(error.to_string()))??;
+        }
+        Ok(())
     }
 }
 
-fn introduction(dir: &Path, grpc: SocketAddr, ops: SocketAddr) -> String {
+fn introduction(dir: &Path, grpc: &str, ops: SocketAddr) -> String {
     let dir = dir.display();
     format!(
         "the playground runs: gRPC on {grpc}, operations on http://{ops}, everything in {dir}\n\n\
@@ -221,21 +264,21 @@ fn unseal_key(dir: &Path) -> Result<(), CliError> {
     write(&file, Zeroizing::new(HEXLOWER.encode(key.as_slice())).as_bytes())
 }
 
-fn configuration(dir: &Path, grpc: SocketAddr, ops: SocketAddr) -> String {
+fn configuration(dir: &Path, grpc: SocketAddr, ops: SocketAddr, store: &str, nth: u16) -> String {
     let path = |name: &str| toml_text(&dir.join(name).display().to_string());
     format!(
         "# A playground: `p8broker serve --config` takes this file, too.\n\
          [listen]\ngrpc = \"{grpc}\"\nops = \"{ops}\"\n\n\
          [tls]\ncertificate = {}\nkey = {}\nreload_s = 1\n\n\
          [[tls.client_cas]]\nfile = {}\ntrust_domains = [\"acme.internal\"]\n\n\
-         [store]\nsqlite = {}\n\n[unseal]\nkey_file = {}\n\n[anchor]\nfile = {}\n\n\
+         [store]\nurl = {}\n\n[unseal]\nkey_file = {}\n\n[anchor]\nfile = {}\n\n[replica]\nname = \"dev-{nth}\"\n\n\
          [bootstrap]\noperators = [\"{OPERATOR}\"]\n\n[log]\nformat = \"human\"\nlevel = \"warn\"\n",
         path("server.pem"),
         path("server-key.pem"),
         path("ca.pem"),
-        path("vault.db"),
+        toml_text(store),
         path("unseal.key"),
-        path("anchor.json"),
+        path(&if nth == 1 { "anchor.json".to_owned() } else { format!("anchor-{nth}.json") }),
     )
 }
 

@@ -8,9 +8,11 @@ mod error;
 mod keys;
 mod operator;
 mod output;
+mod panic;
 mod revoke;
 mod serve;
 mod token;
+mod whois;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,7 +47,7 @@ enum Format {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Connection")]
 struct Connection {
-    /// The broker, as host:port.
+    /// The broker, as host:port; several with commas between them, of which one that answers is taken.
     #[arg(long, global = true, env = "P8BROKER_ADDR", default_value = "127.0.0.1:8443")]
     addr: String,
     /// The CA of the broker's certificate, PEM.
@@ -68,6 +70,10 @@ enum Command {
     Dev(dev::Dev),
     /// Run the broker.
     Serve(serve::Serve),
+    /// Bring the schema of the database up to date.
+    Migrate(serve::Migrate),
+    /// Say where acknowledged commits could be lost.
+    Doctor(serve::Doctor),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(serve::ConfigCommand),
@@ -82,12 +88,16 @@ enum Command {
     /// Tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
-    /// Revoke a key, client, policy or app group; shows what is still alive.
+    /// Revoke a token, client, policy, app group, key, account or issuer; shows what is still alive.
     Revoke(revoke::RevokeArgs),
-    /// Show what is alive under a key, client, policy or app group.
+    /// Show what is alive under a token, client, policy, app group, key, account or issuer.
     Exposure(revoke::ExposureArgs),
-    /// Lift a revocation of a client, policy or app group.
+    /// Lift a revocation of a client, policy, app group, account or issuer.
     Reinstate(revoke::ReinstateArgs),
+    /// Something leaked: revoke it step by step, from narrow to wide; each step shows what it does before it asks.
+    Panic(panic::Panic),
+    /// Whose a leaked token is: reads a JWT from standard input, and answers from the audit.
+    Whois(whois::WhoisArgs),
     /// What happened.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -156,6 +166,10 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     match command {
         Command::Dev(dev) => dev.run(&print).await,
         Command::Serve(serve) => serve.run().await,
+        Command::Migrate(migrate) => migrate.run(&print).await,
+        Command::Doctor(doctor) => doctor.run(&print).await,
+        Command::Panic(panic) => panic.run(&connection, &print).await,
+        Command::Whois(whois) => whois.run(&connection, &print).await,
         Command::Config(command) => command.run(&print),
         Command::Operator(command) => command.run(&connection, &print).await,
         Command::Key(command) => command.run(&connection, &print).await,

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::Connection;
 use super::error::CliError;
-use super::output::{Printer, bare, say};
+use super::output::{Printer, bare, say, table, time, time_text};
 use crate::broker::{Broker, Parts, Shares};
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -22,8 +22,8 @@ use crate::grpc::proto;
 use crate::grpc::proto::system_service_client::SystemServiceClient;
 use crate::id::ClientId;
 use crate::metrics::Metrics;
+use crate::server::open_store;
 use crate::store::anchor::Anchor;
-use crate::store::sqlite::SqliteStore;
 
 /// The vault as a whole.
 #[derive(Debug, Subcommand)]
@@ -38,12 +38,27 @@ pub(super) enum OperatorCommand {
         #[arg(long)]
         reason: String,
     },
-    /// How this replica is.
+    /// How this replica is, and how the others last said they were.
     Status,
     /// Add a root key version and seal every key anew, while serving.
     Rotate,
     /// Replace the unseal key, while serving.
     Rekey(Rekey),
+    /// Accept a database that went back in time: what was lost stays lost. `operator status` names the revisions.
+    AcceptHistory(AcceptHistory),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AcceptHistory {
+    /// The newest revision that the database has.
+    #[arg(long, value_name = "N")]
+    database_revision: u64,
+    /// The newest revision that was seen.
+    #[arg(long, value_name = "N")]
+    seen_revision: u64,
+    /// Why, for whoever reads the audit.
+    #[arg(long)]
+    reason: String,
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +111,7 @@ impl OperatorCommand {
             Self::Init(init) => init.run(connection, *print).await,
             Self::Unseal(unseal) => unseal.run(connection, *print).await,
             Self::Rekey(rekey) => rekey.run(connection, *print).await,
+            Self::AcceptHistory(accept) => accept.run(connection, *print).await,
             Self::Seal { reason } => {
                 client(connection).await?.seal(proto::SealRequest { reason }).await?;
                 print.answer(&json!({ "sealed": true }), || {
@@ -145,7 +161,8 @@ impl Init {
     }
 }
 
-/// Initialises without a server; the store's lock keeps a running one out.
+/// Initialises without a server. On SQLite the store's lock keeps a running one out; on PostgreSQL running replicas find the
+/// vault within a second.
 async fn init_here(
     path: &Path,
     operators: &[String],
@@ -156,14 +173,15 @@ async fn init_here(
     for text in operators {
         clients.push(ClientId::parse(text).map_err(|error| CliError::usage(error.to_string()))?);
     }
-    let store = SqliteStore::open(&config.store.sqlite).await.map_err(|error| CliError::failed(error.to_string()))?;
+    let metrics = Metrics::new().map_err(|error| CliError::failed(error.to_string()))?;
     let broker = Broker::new(Parts {
-        store: Arc::new(store),
+        store: open_store(&config, &metrics).await?,
         clock: Arc::new(SystemClock),
-        metrics: Metrics::new().map_err(|error| CliError::failed(error.to_string()))?,
+        metrics,
         key_source: config.key_source(),
         bootstrap: clients.clone(),
         anchor: config.anchor.file.as_deref().map(Anchor::at),
+        replica: format!("{} (operator init)", config.replica()),
     });
     let forgotten = operators.iter().any(|text| !config.bootstrap.operators.contains(text));
     if forgotten {
@@ -177,6 +195,24 @@ async fn init_here(
     let made = made.map_err(tonic::Status::from)?;
     let texts = made.shares.iter().map(|share| share.expose_share().to_owned()).collect();
     Ok((made.vault.to_string(), Zeroizing::new(texts), made.threshold))
+}
+
+impl AcceptHistory {
+    async fn run(self, connection: &Connection, print: Printer) -> Result<(), CliError> {
+        let request = proto::AcceptHistoryRequest {
+            database_revision: self.database_revision,
+            seen_revision: self.seen_revision,
+            reason: self.reason,
+        };
+        let revision = client(connection).await?.accept_history(request).await?.into_inner().revision;
+        print.answer(&json!({ "revision": revision }), || {
+            format!(
+                "accepted at revision {revision}: what came after revision {} is lost for good; look at what was revoked or \
+                 granted in it, and do it again",
+                self.database_revision
+            )
+        })
+    }
 }
 
 impl NewShares {
@@ -332,6 +368,20 @@ fn confirmed(answer: &proto::ConfirmRekeyResponse) -> String {
 async fn status(connection: &Connection, print: Printer) -> Result<(), CliError> {
     let status = client(connection).await?.status(proto::StatusRequest {}).await?.into_inner();
     let phase = bare(status.phase().as_str_name(), "PHASE_");
+    let replica = |replica: &proto::Replica| {
+        json!({
+            "name": replica.name,
+            "phase": bare(replica.phase().as_str_name(), "PHASE_"),
+            "revision": replica.revision,
+            "version": replica.version,
+            "started_at": time(replica.started_at.as_ref()),
+            "seen_at": time(replica.seen_at.as_ref()),
+        })
+    };
+    let lost = status
+        .lost_history
+        .as_ref()
+        .map(|lost| json!({ "seen_revision": lost.seen_revision, "database_revision": lost.database_revision }));
     let object = json!({
         "phase": phase,
         "why": status.why,
@@ -340,18 +390,38 @@ async fn status(connection: &Connection, print: Printer) -> Result<(), CliError>
         "unseal_generation": status.unseal_generation,
         "root_key_version": status.root_key_version,
         "version": status.version,
+        "replica": status.replica,
+        "replicas": status.replicas.iter().map(replica).collect::<Vec<_>>(),
+        "lost_history": lost,
     });
     print.answer(&object, || {
         let why = if status.why.is_empty() { String::new() } else { format!(": {}", status.why) };
-        let mut out = format!("{phase}{why}\nversion {}", status.version);
+        let mut out = format!("{phase}{why}\nversion {}\nreplica {}", status.version, status.replica);
         if !status.vault.is_empty() {
             out.push_str(&format!(
                 "\nvault {}\nrevision {}\nunseal key generation {}\nroot key version {}",
                 status.vault, status.revision, status.unseal_generation, status.root_key_version
             ));
         }
+        if !status.replicas.is_empty() {
+            out.push_str(&format!("\n\n{}", replicas(&status.replicas)));
+        }
         out
     })
+}
+
+fn replicas(replicas: &[proto::Replica]) -> String {
+    let row = |replica: &proto::Replica| {
+        [
+            replica.name.clone(),
+            bare(replica.phase().as_str_name(), "PHASE_").to_owned(),
+            if replica.revision == 0 { String::new() } else { replica.revision.to_string() },
+            replica.version.clone(),
+            replica.seen_at.as_ref().map(time_text).unwrap_or_default(),
+        ]
+    };
+    let rows: Vec<_> = replicas.iter().map(row).collect();
+    table(["REPLICA", "PHASE", "REVISION", "VERSION", "LAST SEEN"], &rows)
 }
 
 async fn client(connection: &Connection) -> Result<SystemServiceClient<Channel>, CliError> {

@@ -11,13 +11,16 @@ use crate::domain::target;
 use crate::grpc::proto;
 use crate::grpc::proto::revocation_service_client::RevocationServiceClient;
 
+/// With more tokens than these a person is shown counts; `--output json` has all of them.
+const MOST_SHOWN: usize = 50;
+
 /// What, by kind and name.
 #[derive(Debug, Args)]
 pub(super) struct What {
     /// The kind.
     #[arg(value_parser = target::Target::KINDS.to_vec())]
     kind: String,
-    /// The name: a Key ID, a client (spiffe://… or dns:…), a policy or an app group.
+    /// The name: a token id, a client (spiffe://… or dns:…), a Key ID, or the name of a policy, app group, account or issuer.
     name: String,
 }
 
@@ -60,10 +63,19 @@ impl What {
             "key" => proto::TargetKind::Key,
             "client" => proto::TargetKind::Client,
             "policy" => proto::TargetKind::Policy,
-            _ => proto::TargetKind::AppGroup,
+            "app-group" => proto::TargetKind::AppGroup,
+            "token" => proto::TargetKind::Token,
+            "account" => proto::TargetKind::Account,
+            _ => proto::TargetKind::Issuer,
         };
         proto::Target { kind: kind.into(), name: self.name }
     }
+}
+
+/// A kind and a name, as the command line spells them.
+pub(super) fn words(target: &proto::Target) -> String {
+    let kind = super::output::bare(target.kind().as_str_name(), "TARGET_KIND_").to_ascii_lowercase().replace('_', "-");
+    format!("{kind} {}", target.name)
 }
 
 impl RevokeArgs {
@@ -75,7 +87,7 @@ impl RevokeArgs {
 impl ExposureArgs {
     pub(super) async fn run(self, connection: &Connection, print: &Printer) -> Result<(), CliError> {
         let mut client = client(connection).await?;
-        let (summary, tokens) = exposure(&mut client, &self.what.target()).await?;
+        let (summary, tokens) = exposure(&mut client, Some(&self.what.target())).await?;
         print.answer(&exposure_json(&summary, &tokens), || exposure_text(&summary, &tokens))
     }
 }
@@ -108,14 +120,32 @@ pub(super) async fn revoke_target(
         return Err(not_confirmed());
     }
     if !confirmation.yes {
-        let (summary, tokens) = exposure(&mut client, &target).await?;
+        let (summary, tokens) = exposure(&mut client, Some(&target)).await?;
         super::output::say(&exposure_text(&summary, &tokens));
-        let forever = target.kind() == proto::TargetKind::Key;
-        let forever = if forever { " A key is revoked for good, and its bytes are destroyed." } else { "" };
-        if !confirm(&format!("Revoke {}?{forever}", target.name))? {
+        if !confirm(&question(&target))? {
             return Err(not_confirmed());
         }
     }
+    let (object, text) = revoke(&mut client, target, reason).await?;
+    print.answer(&object, || text)
+}
+
+/// What is asked before a revoke.
+pub(super) fn question(target: &proto::Target) -> String {
+    let forever = match target.kind() {
+        proto::TargetKind::Key => " A key is revoked for good, and its bytes are destroyed.",
+        proto::TargetKind::Token => " It lives on at Apple until it expires, and is never handed out again.",
+        _ => "",
+    };
+    format!("Revoke {}?{forever}", words(target))
+}
+
+/// Revokes; answers what it means, for a program and for a person.
+pub(super) async fn revoke(
+    client: &mut RevocationServiceClient<Channel>,
+    target: proto::Target,
+    reason: String,
+) -> Result<(Value, String), CliError> {
     let request = proto::RevokeRequest { target: Some(target.clone()), reason };
     let revocation = client.revoke(request).await?.into_inner().revocation;
     let revocation =
@@ -123,13 +153,14 @@ pub(super) async fn revoke_target(
     let mut tokens = revocation.exposure.clone();
     if u64::try_from(tokens.len()).unwrap_or(u64::MAX) < revocation.count {
         // The answer lists the first thousand; the rest is paged.
-        tokens = exposure(&mut client, &target).await?.1;
+        tokens = exposure(client, Some(&target)).await?.1;
     }
     let mut object = exposure_json(
         &proto::ExposureResponse {
             revision: revocation.revision,
             count: revocation.count,
             last_expires_at: revocation.last_expires_at,
+            counts: revocation.counts.clone(),
             ..proto::ExposureResponse::default()
         },
         &tokens,
@@ -138,34 +169,37 @@ pub(super) async fn revoke_target(
         let left = Some(revocation.left_at_apple.clone()).filter(|left| !left.is_empty());
         fields.insert("left_at_apple".to_owned(), left.map_or(Value::Null, Value::String));
     }
-    print.answer(&object, || {
-        let mut out = format!("revoked at revision {}: no new token from this moment on\n", revocation.revision);
-        match &revocation.last_expires_at {
-            None => out.push_str("no token under it is alive"),
-            Some(last) => out.push_str(&format!(
-                "{} tokens are out and can't be called back; the last one dies at {}\n{}",
-                revocation.count,
-                time_text(last),
-                tokens_text(&tokens)
-            )),
-        }
-        if !revocation.left_at_apple.is_empty() {
-            out.push_str(&format!("\nleft to do: {}", revocation.left_at_apple));
-        }
-        out
-    })
+    // The three clocks of a revocation, in the order in which they run out.
+    let mut out = format!(
+        "{} is revoked at revision {}: no new token from this moment on; clients that watch are being told\n",
+        words(&target),
+        revocation.revision
+    );
+    match &revocation.last_expires_at {
+        None => out.push_str("no token under it is alive"),
+        Some(last) => out.push_str(&format!(
+            "{} tokens are out and can't be called back; the last one dies at {}\n{}",
+            revocation.count,
+            time_text(last),
+            tokens_text(&tokens)
+        )),
+    }
+    if !revocation.left_at_apple.is_empty() {
+        out.push_str(&format!("\nleft to do: {}", revocation.left_at_apple));
+    }
+    Ok((object, out))
 }
 
-async fn client(connection: &Connection) -> Result<RevocationServiceClient<Channel>, CliError> {
+pub(super) async fn client(connection: &Connection) -> Result<RevocationServiceClient<Channel>, CliError> {
     Ok(RevocationServiceClient::new(connection.open().await?))
 }
 
 /// The first page's sums, and the tokens of all pages.
-async fn exposure(
+pub(super) async fn exposure(
     client: &mut RevocationServiceClient<Channel>,
-    target: &proto::Target,
+    target: Option<&proto::Target>,
 ) -> Result<(proto::ExposureResponse, Vec<proto::LiveToken>), CliError> {
-    let ask = |page_token| proto::ExposureRequest { target: Some(target.clone()), page_token };
+    let ask = |page_token| proto::ExposureRequest { target: target.cloned(), page_token };
     let mut first = client.exposure(ask(String::new())).await?.into_inner();
     let mut tokens = std::mem::take(&mut first.exposure);
     let mut page_token = std::mem::take(&mut first.next_page_token);
@@ -189,15 +223,17 @@ fn exposure_json(summary: &proto::ExposureResponse, tokens: &[proto::LiveToken])
             "expires_at": time(token.expires_at.as_ref()),
         })
     };
+    let count = |it: &proto::ExposureCount| json!({ "by": it.by, "name": it.name, "count": it.count });
     json!({
         "revision": summary.revision,
         "count": summary.count,
         "last_expires_at": time(summary.last_expires_at.as_ref()),
         "exposure": tokens.iter().map(token).collect::<Vec<_>>(),
+        "counts": summary.counts.iter().map(count).collect::<Vec<_>>(),
     })
 }
 
-fn exposure_text(summary: &proto::ExposureResponse, tokens: &[proto::LiveToken]) -> String {
+pub(super) fn exposure_text(summary: &proto::ExposureResponse, tokens: &[proto::LiveToken]) -> String {
     match &summary.last_expires_at {
         None => "no token under it is alive".to_owned(),
         Some(last) => {
@@ -205,10 +241,15 @@ fn exposure_text(summary: &proto::ExposureResponse, tokens: &[proto::LiveToken])
                 "{} tokens are alive; the last one dies at {}\n{}",
                 summary.count,
                 time_text(last),
-                tokens_text(tokens)
+                if tokens.len() > MOST_SHOWN { counts_text(&summary.counts) } else { tokens_text(tokens) }
             )
         }
     }
+}
+
+fn counts_text(counts: &[proto::ExposureCount]) -> String {
+    let rows: Vec<_> = counts.iter().map(|it| [it.by.clone(), it.name.clone(), it.count.to_string()]).collect();
+    table(["BY", "NAME", "TOKENS"], &rows)
 }
 
 fn tokens_text(tokens: &[proto::LiveToken]) -> String {

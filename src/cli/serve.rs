@@ -1,4 +1,4 @@
-//! `serve` and `config check`.
+//! `serve`, `config check`, `migrate` and `doctor`: what looks at a configuration on the machine itself.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,12 +9,15 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::error::CliError;
+use super::error::{CliError, Exit};
 use super::output::Printer;
-use crate::clock::SystemClock;
-use crate::config::{Config, ConfigError};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, ConfigError, StoreAt};
 use crate::metrics::Metrics;
 use crate::server::{Server, ServerError};
+use crate::store::postgres::{PostgresStore, Settings};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Hazard, Store, StoreError};
 use crate::telemetry;
 use crate::tls::Tls;
 
@@ -56,9 +59,10 @@ impl ConfigCommand {
         if let Err(error) = Tls::load(config.tls_files(), Arc::new(SystemClock), metrics) {
             wrong.push(("tls".to_owned(), error.to_string()));
         }
-        let folder = config.store.sqlite.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-            wrong.push(("store.sqlite".to_owned(), format!("the folder {} does not exist", folder.display())));
+        if let Ok(StoreAt::Sqlite(file)) = config.store.at()
+            && let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+        {
+            wrong.push(("store".to_owned(), format!("the folder {} does not exist", folder.display())));
         }
         if let Some(file) = config.unseal.key_file.as_ref().filter(|file| !file.is_file()) {
             wrong.push(("unseal.key_file".to_owned(), format!("{} does not exist", file.display())));
@@ -67,6 +71,73 @@ impl ConfigCommand {
             return Err(CliError::invalid(format!("{} can't be used", path.display()), wrong));
         }
         print.answer(&json!({ "ok": true }), || format!("{} can be used", path.display()))
+    }
+}
+
+/// Bring the schema of the database up to date, and nothing else.
+#[derive(Debug, Args)]
+pub(super) struct Migrate {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl Migrate {
+    pub(super) async fn run(self, print: &Printer) -> Result<(), CliError> {
+        let config = Config::load(&self.config)?;
+        let newest = match config.store.at().map_err(CliError::usage)? {
+            StoreAt::Postgres(settings) => PostgresStore::migrate(&settings).await.map_err(ServerError::from)?,
+            StoreAt::Sqlite(file) => {
+                let store = SqliteStore::open(&file).await.map_err(ServerError::from)?;
+                store.close().await;
+                SqliteStore::newest_migration()
+            }
+        };
+        print.answer(&json!({ "migration": newest }), || format!("the schema is at migration {newest}"))
+    }
+}
+
+/// Say where acknowledged commits could be lost, and whether the clocks agree. Ends with 1 where there is anything.
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl Doctor {
+    pub(super) async fn run(self, print: &Printer) -> Result<(), CliError> {
+        let config = Config::load(&self.config)?;
+        let (hazards, replicas) = match config.store.at().map_err(CliError::usage)? {
+            // The broker that runs holds the file; what there is to find is in how this program opens it.
+            StoreAt::Sqlite(_) => (Vec::new(), Vec::new()),
+            StoreAt::Postgres(settings) => {
+                // Looking changes nothing: a schema that is behind is a finding, not something to mend here.
+                let settings = Settings { migrate: false, ..settings };
+                let metrics = Metrics::new().map_err(|error| CliError::failed(error.to_string()))?;
+                let store = PostgresStore::open(settings, &metrics).await.map_err(ServerError::from)?;
+                let found = store.hazards(SystemClock.now()).await.map_err(ServerError::from)?;
+                let replicas = store.replicas().await.map_err(ServerError::from)?;
+                store.close().await;
+                (found, replicas)
+            }
+        };
+        let of = |hazard: &Hazard| json!({ "hazard": hazard.name, "what": hazard.what });
+        let object = json!({
+            "ok": hazards.is_empty(),
+            "hazards": hazards.iter().map(of).collect::<Vec<_>>(),
+            "replicas": replicas.len(),
+        });
+        print.answer(&object, || {
+            if hazards.is_empty() {
+                return "nothing was found that could lose what was acknowledged".to_owned();
+            }
+            hazards.iter().map(|it| format!("{}: {}", it.name, it.what)).collect::<Vec<_>>().join("\n")
+        })?;
+        if hazards.is_empty() {
+            return Ok(());
+        }
+        Err(CliError::because("HAZARDS", format!("{} things to mend", hazards.len())))
     }
 }
 
@@ -110,7 +181,13 @@ impl From<ConfigError> for CliError {
 
 impl From<ServerError> for CliError {
     fn from(error: ServerError) -> Self {
-        Self::failed(error.to_string())
+        match &error {
+            ServerError::Store(StoreError::Unavailable(_)) => {
+                Self { exit: Exit::Unavailable, ..Self::because("DATABASE_UNAVAILABLE", error.to_string()) }
+            }
+            ServerError::Store(StoreError::Unfit(_)) => Self::because("DATABASE_UNFIT", error.to_string()),
+            _ => Self::failed(error.to_string()),
+        }
     }
 }
 

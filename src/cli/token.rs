@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use super::Connection;
 use super::document::seconds;
 use super::error::CliError;
-use super::output::{Printer, bare, time};
+use super::output::{Printer, bare, time, time_text};
+use super::revoke::words;
 use crate::domain::role::Role;
 use crate::grpc::proto;
 use crate::grpc::proto::token_service_client::TokenServiceClient;
@@ -16,6 +17,11 @@ use crate::grpc::proto::token_service_client::TokenServiceClient;
 pub(super) enum TokenCommand {
     /// Issue a token, and print it.
     Issue(Issue),
+    /// Say what a live token is, by its id: one of your own or, as an operator, anybody's.
+    Introspect {
+        /// The token's id: 64 hex digits.
+        token_id: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -39,7 +45,42 @@ pub(super) struct Issue {
 
 impl TokenCommand {
     pub(super) async fn run(self, connection: &Connection, print: &Printer) -> Result<(), CliError> {
-        let Self::Issue(issue) = self;
+        match self {
+            Self::Issue(issue) => issue.run(connection, print).await,
+            Self::Introspect { token_id } => introspect(token_id, connection, print).await,
+        }
+    }
+}
+
+async fn introspect(token_id: String, connection: &Connection, print: &Printer) -> Result<(), CliError> {
+    let mut client = TokenServiceClient::new(connection.open().await?);
+    let token = client.introspect_token(proto::IntrospectTokenRequest { token_id }).await?.into_inner();
+    let revoked_by = token.revoked_by.as_ref().map(words);
+    let object = json!({
+        "token_id": token.token_id,
+        "client": token.client,
+        "policy": token.policy,
+        "key_id": token.key_id,
+        "app_group": token.app_group,
+        "issued_at": time(token.issued_at.as_ref()),
+        "expires_at": time(token.expires_at.as_ref()),
+        "revoked": token.revoked,
+        "revoked_by": revoked_by,
+        "revision": token.revision,
+    });
+    print.answer(&object, || {
+        let state = revoked_by.map_or_else(|| "alive".to_owned(), |by| format!("revoked by {by}, alive at Apple"));
+        let expires = token.expires_at.as_ref().map(time_text).unwrap_or_default();
+        format!(
+            "{state} until {expires}\nclient {}\npolicy {}\napp group {}\nkey {}",
+            token.client, token.policy, token.app_group, token.key_id
+        )
+    })
+}
+
+impl Issue {
+    async fn run(self, connection: &Connection, print: &Printer) -> Result<(), CliError> {
+        let issue = self;
         let role = role(&issue.role)?;
         let ttl = match &issue.ttl {
             None => None,

@@ -16,7 +16,8 @@ use super::state::Snapshot;
 use super::target::Target;
 use crate::clock::UnixMillis;
 use crate::id::{
-    AccountName, AppGroupName, Chain, ClientId, KeyId, OperatorName, PolicyName, Revision, VaultId, WriterId,
+    AccountName, AppGroupName, Chain, ClientId, DecisionId, Head, KeyId, OperatorName, PolicyName, Revision, VaultId,
+    WriterId,
 };
 
 /// One record: a change, who made it, and when.
@@ -85,6 +86,9 @@ pub enum Change {
         writer: WriterId,
         /// The broker's version.
         version: String,
+        /// The replica's name.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        replica: String,
         /// How far the writers before it had come: rows up to there must exist.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         ends: Vec<AuditPosition>,
@@ -126,6 +130,9 @@ pub enum Change {
         target: Target,
         /// Why.
         reason: String,
+        /// When a revoked token dies, in Unix seconds: from then on its revocation is no longer kept in the state.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dies_at: Option<i64>,
     },
     /// A revocation was lifted. Tokens issued before it stay revoked.
     Reinstated {
@@ -156,6 +163,17 @@ pub enum Change {
         /// Up to where, for each writer.
         upto: Vec<PrunedRows>,
     },
+    /// An operator accepted a database that had lost what came after a revision.
+    HistoryAccepted {
+        /// Names this acceptance.
+        id: DecisionId,
+        /// The newest head that was seen of what is lost.
+        seen: Head,
+        /// The newest revision that the database had.
+        database: Revision,
+        /// Why.
+        reason: String,
+    },
     /// The whole state, so that a start need not read what came before.
     Checkpoint {
         /// The state before this record.
@@ -181,6 +199,7 @@ impl Change {
             Self::UnsealKeyReplaced { .. } => "UNSEAL_KEY_REPLACED",
             Self::RootKeyRotated { .. } => "ROOT_KEY_ROTATED",
             Self::AuditPruned { .. } => "AUDIT_PRUNED",
+            Self::HistoryAccepted { .. } => "HISTORY_ACCEPTED",
             Self::Checkpoint { .. } => "CHECKPOINT",
         }
     }
@@ -191,7 +210,9 @@ impl Change {
             Self::VaultInitialised { vault, operators } => {
                 (None, format!("vault {vault}, {} operators", operators.len()))
             }
-            Self::WriterStarted { writer, version, .. } => (None, format!("writer {writer}, version {version}")),
+            Self::WriterStarted { writer, version, replica, .. } => {
+                (None, format!("writer {writer}, version {version}, replica {replica}"))
+            }
             Self::DocumentApplied { put, removed } => {
                 let put = put.iter().map(|object| format!("put {}", object.name()));
                 let removed = removed.iter().map(|name| format!("remove {name}"));
@@ -202,7 +223,7 @@ impl Change {
                 (Some(key_id), reason.clone())
             }
             Self::KeyConfirmedAtApple { key_id } => (Some(key_id), String::new()),
-            Self::Revoked { target, reason } | Self::Reinstated { target, reason } => {
+            Self::Revoked { target, reason, .. } | Self::Reinstated { target, reason } => {
                 let key = if let Target::Key(id) = target { Some(id) } else { None };
                 (key, format!("{target}: {reason}"))
             }
@@ -211,6 +232,9 @@ impl Change {
             Self::UnsealKeyReplaced { generation } => (None, format!("generation {generation}")),
             Self::RootKeyRotated { version } => (None, format!("version {version}")),
             Self::AuditPruned { upto } => (None, format!("{} writers", upto.len())),
+            Self::HistoryAccepted { seen, database, reason, .. } => {
+                (None, format!("seen was revision {}, the database ended at {database}: {reason}", seen.revision))
+            }
             Self::Checkpoint { .. } => (None, String::new()),
         }
     }

@@ -70,8 +70,12 @@ pub enum DenyReason {
     Sealed,
     /// The client is revoked.
     ClientRevoked,
+    /// The issuer that vouches for the client is revoked.
+    IssuerRevoked,
     /// No policy names this client for this app group, or there is no such group: one answer.
     NoPolicy,
+    /// The account of the app group is revoked.
+    AccountRevoked,
     /// The app group is revoked.
     AppGroupRevoked,
     /// The policy is revoked.
@@ -95,7 +99,9 @@ impl DenyReason {
     pub const ALL: &[Self] = &[
         Self::Sealed,
         Self::ClientRevoked,
+        Self::IssuerRevoked,
         Self::NoPolicy,
+        Self::AccountRevoked,
         Self::AppGroupRevoked,
         Self::PolicyRevoked,
         Self::OutsideValidity,
@@ -111,7 +117,9 @@ impl DenyReason {
         match self {
             Self::Sealed => "SEALED",
             Self::ClientRevoked => "CLIENT_REVOKED",
+            Self::IssuerRevoked => "ISSUER_REVOKED",
             Self::NoPolicy => "NO_POLICY",
+            Self::AccountRevoked => "ACCOUNT_REVOKED",
             Self::AppGroupRevoked => "APP_GROUP_REVOKED",
             Self::PolicyRevoked => "POLICY_REVOKED",
             Self::OutsideValidity => "OUTSIDE_VALIDITY",
@@ -128,7 +136,11 @@ impl DenyReason {
         match self {
             Self::Sealed => "the vault is sealed; an operator must unseal it",
             Self::ClientRevoked => "this client is revoked; an administrator can reinstate it",
+            Self::IssuerRevoked => {
+                "the issuer that vouches for this client is revoked; an administrator can reinstate it"
+            }
             Self::NoPolicy => "no policy grants this client anything for this app group",
+            Self::AccountRevoked => "the account of the app group is revoked; an administrator can reinstate it",
             Self::AppGroupRevoked => "the app group is revoked; an administrator can reinstate it",
             Self::PolicyRevoked => "the policy that granted this is revoked; an administrator can reinstate it",
             Self::OutsideValidity => "the policy for this client is not in force at this time",
@@ -176,6 +188,9 @@ pub fn decide(request: &TokenRequest, state: &State, now: UnixMillis) -> Result<
     if state.is_revoked(&Target::Client(request.client.clone())) {
         return Err(deny(DenyReason::ClientRevoked, None));
     }
+    if state.is_client_revoked(&request.client) {
+        return Err(deny(DenyReason::IssuerRevoked, None));
+    }
     let mut best: Option<Permit> = None;
     let mut miss = deny(DenyReason::NoPolicy, None);
     for policy in state.policies_of(&request.app_group) {
@@ -202,6 +217,9 @@ pub fn decide(request: &TokenRequest, state: &State, now: UnixMillis) -> Result<
 /// What one policy that names the client makes of the request.
 fn grant(request: &TokenRequest, policy: &Arc<Policy>, state: &State, now: UnixMillis) -> Result<Permit, DenyReason> {
     let group = state.app_groups().get(&request.app_group).ok_or(DenyReason::NoPolicy)?;
+    if state.is_revoked(&Target::Account(group.account.clone())) {
+        return Err(DenyReason::AccountRevoked);
+    }
     if state.is_revoked(&Target::AppGroup(request.app_group.clone())) {
         return Err(DenyReason::AppGroupRevoked);
     }
@@ -301,6 +319,19 @@ impl Permit {
     /// The reads it is confined to; empty for none.
     pub fn scope(&self) -> &[Operation] {
         &self.scope
+    }
+
+    /// Everything whose revocation ends what was issued to this client under it; the token itself comes on top.
+    pub fn revocable_by(&self, client: &ClientId) -> Vec<Target> {
+        let mut out = vec![
+            Target::Client(client.clone()),
+            Target::Policy(self.policy.name.clone()),
+            Target::AppGroup(self.group.name.clone()),
+            Target::Key(self.key.id.clone()),
+            Target::Account(self.key.account.clone()),
+        ];
+        out.extend(client.issuer().map(Target::Issuer));
+        out
     }
 
     /// When it was decided.

@@ -4,7 +4,9 @@
 //! - `INV-STATE-1`: a record is folded only at the revision after the state's own; nothing is skipped.
 //! - P6: a revoked key never leaves [`KeyState::Revoked`], and its id is never taken again.
 
-use std::collections::{BTreeMap, HashMap};
+mod questions;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -13,11 +15,11 @@ use super::account::Account;
 use super::app_group::AppGroup;
 use super::change::{AuditPosition, Change, Object, ObjectName, PrunedRows, Record};
 use super::key::{Key, KeyState, Stamp};
-use super::operator::{Operator, Power};
+use super::operator::Operator;
 use super::policy::Policy;
 use super::target::Target;
 use crate::id::{
-    AccountName, AppGroupName, Chain, ClientId, Head, KeyId, OperatorName, PolicyName, Revision, VaultId, WriterId,
+    AccountName, AppGroupName, Chain, DecisionId, Head, KeyId, OperatorName, PolicyName, Revision, VaultId, WriterId,
 };
 
 /// Why a record can't follow this state: the log is damaged, or newer than this program.
@@ -55,6 +57,9 @@ pub struct Revocation {
     pub reason: String,
     /// Whether somebody lifted it.
     pub lifted: bool,
+    /// For a token: when it dies, in Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dies_at: Option<i64>,
 }
 
 /// One author of audit rows.
@@ -63,6 +68,9 @@ pub struct Revocation {
 pub struct Writer {
     /// Its name.
     pub id: WriterId,
+    /// The replica whose process it is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub replica: String,
     /// Rows up to here must exist: the last one that was committed with a record of the control log.
     pub known_sequence: u64,
     /// Rows up to here were cleared for removal.
@@ -71,12 +79,29 @@ pub struct Writer {
     pub pruned_chain: Chain,
 }
 
+/// One time that an operator accepted a database that had gone back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcceptedHistory {
+    /// Names the acceptance.
+    pub id: DecisionId,
+    /// The newest head that was seen of what is lost.
+    pub seen: Head,
+    /// The newest revision that the database had.
+    pub database: Revision,
+    /// Who, and when.
+    pub stamp: Stamp,
+}
+
 /// Everything the control plane says, as of one revision.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     head: Head,
     data: Snapshot,
+    /// The same revocations as in `data`, by what they are about.
     revocations: HashMap<Target, Arc<Revocation>>,
+    /// When revoked tokens die, in Unix seconds, with the revision that revoked each.
+    deaths: BTreeSet<(i64, Revision)>,
     policies_by_group: HashMap<AppGroupName, Vec<Arc<Policy>>>,
     keys_by_group: HashMap<AppGroupName, Vec<Arc<Key>>>,
 }
@@ -91,20 +116,25 @@ pub struct Snapshot {
     policies: BTreeMap<PolicyName, Arc<Policy>>,
     operators: BTreeMap<OperatorName, Arc<Operator>>,
     keys: BTreeMap<KeyId, Arc<Key>>,
-    revocations: Vec<Arc<Revocation>>,
+    /// By the newest revision that revoked: no two share one.
+    #[serde(with = "as_list")]
+    revocations: BTreeMap<Revision, Arc<Revocation>>,
     writers: BTreeMap<WriterId, Writer>,
     sealed: Option<Stamp>,
     unseal_generation: u32,
     root_version: u32,
     checkpoint: Revision,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    accepted: Vec<AcceptedHistory>,
 }
 
 impl State {
     /// The state that a checkpoint holds, before the checkpoint itself is folded.
     pub fn from_snapshot(head: Head, snapshot: Snapshot) -> Self {
         let mut state = Self { head, data: snapshot, ..Self::default() };
-        for revocation in &state.data.revocations {
+        for revocation in state.data.revocations.values() {
             state.revocations.insert(revocation.target.clone(), Arc::clone(revocation));
+            state.deaths.extend(revocation.dies_at.map(|dies_at| (dies_at, revocation.revision)));
         }
         state.index_policies();
         state.index_keys();
@@ -120,6 +150,7 @@ impl State {
         if record.revision != self.head.revision.next() {
             return Err(FoldError::Gap { at: self.head.revision, found: record.revision });
         }
+        self.forget_dead_tokens(record.at.seconds());
         self.apply(record)?;
         self.know_row(&record.audit);
         self.head = Head { revision: record.revision, chain };
@@ -136,13 +167,13 @@ impl State {
                 for operator in operators {
                     self.data.operators.insert(operator.name.clone(), Arc::new(operator.clone()));
                 }
-                self.add_writer(&record.audit.writer);
+                self.add_writer(&record.audit.writer, "");
             }
-            Change::WriterStarted { writer, ends, .. } => {
+            Change::WriterStarted { writer, ends, replica, .. } => {
                 for end in ends {
                     self.know_row(end);
                 }
-                self.add_writer(writer);
+                self.add_writer(writer, replica);
             }
             Change::DocumentApplied { put, removed } => self.apply_document(put, removed),
             Change::KeyImported { key } => {
@@ -159,7 +190,7 @@ impl State {
             Change::KeyConfirmedAtApple { key_id } => {
                 self.change_key(key_id, record.revision, |key| key.confirmed_at_apple = Some(stamp()))?;
             }
-            Change::Revoked { target, reason } => {
+            Change::Revoked { target, reason, dies_at } => {
                 if let Target::Key(key_id) = target {
                     self.change_key(key_id, record.revision, |key| {
                         key.state = KeyState::Revoked;
@@ -172,6 +203,7 @@ impl State {
                     stamp: stamp(),
                     reason: reason.clone(),
                     lifted: false,
+                    dies_at: *dies_at,
                 });
             }
             Change::Reinstated { target, .. } => {
@@ -185,6 +217,10 @@ impl State {
             Change::UnsealKeyReplaced { generation } => self.data.unseal_generation = *generation,
             Change::RootKeyRotated { version } => self.data.root_version = *version,
             Change::AuditPruned { upto } => self.prune(upto),
+            Change::HistoryAccepted { id, seen, database, .. } => {
+                let (id, seen, database) = (id.clone(), *seen, *database);
+                self.data.accepted.push(AcceptedHistory { id, seen, database, stamp: stamp() });
+            }
             Change::Checkpoint { .. } => self.data.checkpoint = record.revision,
         }
         Ok(())
@@ -197,8 +233,14 @@ impl State {
         }
     }
 
-    fn add_writer(&mut self, id: &WriterId) {
-        let writer = Writer { id: id.clone(), known_sequence: 0, pruned_sequence: 0, pruned_chain: Chain::default() };
+    fn add_writer(&mut self, id: &WriterId, replica: &str) {
+        let writer = Writer {
+            id: id.clone(),
+            replica: replica.to_owned(),
+            known_sequence: 0,
+            pruned_sequence: 0,
+            pruned_chain: Chain::default(),
+        };
         self.data.writers.insert(id.clone(), writer);
     }
 
@@ -259,9 +301,21 @@ impl State {
 
     fn put_revocation(&mut self, revocation: Revocation) {
         let revocation = Arc::new(revocation);
-        self.data.revocations.retain(|known| known.target != revocation.target);
-        self.data.revocations.push(Arc::clone(&revocation));
-        self.revocations.insert(revocation.target.clone(), revocation);
+        if let Some(earlier) = self.revocations.insert(revocation.target.clone(), Arc::clone(&revocation)) {
+            self.data.revocations.remove(&earlier.revision);
+        }
+        self.deaths.extend(revocation.dies_at.map(|dies_at| (dies_at, revocation.revision)));
+        self.data.revocations.insert(revocation.revision, revocation);
+    }
+
+    /// A token's own revocation goes with the token, by the time that the log itself tells.
+    fn forget_dead_tokens(&mut self, now_s: i64) {
+        while let Some((_, revision)) = self.deaths.first().copied().filter(|(dies_at, _)| *dies_at <= now_s) {
+            self.deaths.pop_first();
+            if let Some(dead) = self.data.revocations.remove(&revision) {
+                self.revocations.remove(&dead.target);
+            }
+        }
     }
 
     fn index_policies(&mut self) {
@@ -281,123 +335,18 @@ impl State {
     }
 }
 
-// What others ask of a state.
-impl State {
-    /// The newest revision, and the chain value there.
-    pub fn head(&self) -> Head {
-        self.head
+/// Revocations as a list: each holds its revision.
+mod as_list {
+    use super::{Arc, BTreeMap, Deserialize, Revision, Revocation};
+
+    type Revocations = BTreeMap<Revision, Arc<Revocation>>;
+
+    pub(super) fn serialize<S: serde::Serializer>(all: &Revocations, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(all.values())
     }
 
-    /// The vault's name; `None` before init.
-    pub fn vault(&self) -> Option<&VaultId> {
-        self.data.vault.as_ref()
-    }
-
-    /// Who sealed the vault, and when; `None` where no operator's seal stands.
-    pub fn sealed(&self) -> Option<&Stamp> {
-        self.data.sealed.as_ref()
-    }
-
-    /// The generation of unseal keys.
-    pub fn unseal_generation(&self) -> u32 {
-        self.data.unseal_generation
-    }
-
-    /// The version of the root key that seals.
-    pub fn root_version(&self) -> u32 {
-        self.data.root_version
-    }
-
-    /// The newest checkpoint; 0 for none.
-    pub fn checkpoint(&self) -> Revision {
-        self.data.checkpoint
-    }
-
-    /// The state for a checkpoint.
-    pub fn snapshot(&self) -> Snapshot {
-        self.data.clone()
-    }
-
-    /// All accounts, by name.
-    pub fn accounts(&self) -> &BTreeMap<AccountName, Account> {
-        &self.data.accounts
-    }
-
-    /// All app groups, by name.
-    pub fn app_groups(&self) -> &BTreeMap<AppGroupName, Arc<AppGroup>> {
-        &self.data.app_groups
-    }
-
-    /// All policies, by name.
-    pub fn policies(&self) -> &BTreeMap<PolicyName, Arc<Policy>> {
-        &self.data.policies
-    }
-
-    /// All operators, by name.
-    pub fn operators(&self) -> &BTreeMap<OperatorName, Arc<Operator>> {
-        &self.data.operators
-    }
-
-    /// All keys ever imported, by id.
-    pub fn keys(&self) -> &BTreeMap<KeyId, Arc<Key>> {
-        &self.data.keys
-    }
-
-    /// All authors of audit rows, by id.
-    pub fn writers(&self) -> &BTreeMap<WriterId, Writer> {
-        &self.data.writers
-    }
-
-    /// The policies of one app group, by name.
-    pub fn policies_of(&self, group: &AppGroupName) -> &[Arc<Policy>] {
-        self.policies_by_group.get(group).map_or(&[], Vec::as_slice)
-    }
-
-    /// The keys that may be used for one app group, by id.
-    pub fn keys_of(&self, group: &AppGroupName) -> &[Arc<Key>] {
-        self.keys_by_group.get(group).map_or(&[], Vec::as_slice)
-    }
-
-    /// The operators that this certificate is, by name.
-    pub fn operators_of<'a>(&'a self, client: &'a ClientId) -> impl Iterator<Item = &'a Arc<Operator>> {
-        self.data.operators.values().filter(|operator| operator.is(client))
-    }
-
-    /// The first operator of this certificate that holds the power.
-    pub fn operator_with(&self, client: &ClientId, power: Power) -> Option<&Arc<Operator>> {
-        if self.is_revoked(&Target::Client(client.clone())) {
-            return None;
-        }
-        self.data.operators.values().find(|operator| operator.is(client) && operator.powers.contains(&power))
-    }
-
-    /// Whether somebody could still administer if this client were revoked, too. A pattern with a `*` may always have
-    /// another certificate.
-    pub fn has_administrator_beside(&self, client: Option<&ClientId>) -> bool {
-        let can_act = |name: ClientId| Some(&name) != client && !self.is_revoked(&Target::Client(name));
-        let administers = |operator: &&Arc<Operator>| operator.powers.contains(&Power::Administer);
-        let mut patterns = self.data.operators.values().filter(administers).flat_map(|operator| &operator.clients);
-        patterns.any(|pattern| pattern.exact().is_none_or(can_act))
-    }
-
-    /// Whether the revocation of the target stands.
-    pub fn is_revoked(&self, target: &Target) -> bool {
-        self.revocations.get(target).is_some_and(|revocation| !revocation.lifted)
-    }
-
-    /// The newest revocation of the target, standing or lifted.
-    pub fn revocation(&self, target: &Target) -> Option<&Revocation> {
-        self.revocations.get(target).map(Arc::as_ref)
-    }
-
-    /// Whether a token committed at `revision` was revoked since, by any of what it was issued under.
-    pub fn revoked_since<'a>(&self, revision: Revision, under: impl IntoIterator<Item = &'a Target>) -> bool {
-        let newer = |target| self.revocation(target).is_some_and(|revocation| revocation.revision > revision);
-        under.into_iter().any(newer)
-    }
-
-    /// How many keys of the account Apple may still count as active.
-    pub fn keys_counted_at_apple(&self, account: &AccountName) -> usize {
-        self.data.keys.values().filter(|key| key.account == *account && key.counts_at_apple()).count()
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Revocations, D::Error> {
+        let list = Vec::<Arc<Revocation>>::deserialize(deserializer)?;
+        Ok(list.into_iter().map(|revocation| (revocation.revision, revocation)).collect())
     }
 }

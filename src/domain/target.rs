@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AppGroupName, ClientId, IdError, KeyId, PolicyName};
+use crate::id::{AccountName, AppGroupName, ClientId, IdError, IssuerName, KeyId, PolicyName, TokenId};
 
 /// What is revoked, or asked about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -18,11 +18,17 @@ pub enum Target {
     Policy(PolicyName),
     /// One app group.
     AppGroup(AppGroupName),
+    /// One token, for as long as it lives.
+    Token(TokenId),
+    /// One account, with all its keys and app groups.
+    Account(AccountName),
+    /// One trusted issuer of identities, with every client that it vouches for.
+    Issuer(IssuerName),
 }
 
 impl Target {
-    /// The kinds, as the command line spells them.
-    pub const KINDS: &[&str] = &["key", "client", "policy", "app-group"];
+    /// The kinds, from narrow to wide, as the command line spells them.
+    pub const KINDS: &[&str] = &["token", "client", "policy", "app-group", "key", "account", "issuer"];
 
     /// Takes a kind as the command line spells it, and a name.
     ///
@@ -34,6 +40,9 @@ impl Target {
             "client" => ClientId::parse(name).map(Self::Client),
             "policy" => PolicyName::parse(name).map(Self::Policy),
             "app-group" => AppGroupName::parse(name).map(Self::AppGroup),
+            "token" => TokenId::parse(name).map(Self::Token),
+            "account" => AccountName::parse(name).map(Self::Account),
+            "issuer" => IssuerName::parse(name).map(Self::Issuer),
             _ => return None,
         })
     }
@@ -45,6 +54,9 @@ impl Target {
             Self::Client(_) => "client",
             Self::Policy(_) => "policy",
             Self::AppGroup(_) => "app-group",
+            Self::Token(_) => "token",
+            Self::Account(_) => "account",
+            Self::Issuer(_) => "issuer",
         }
     }
 
@@ -55,6 +67,9 @@ impl Target {
             Self::Client(id) => id.as_str(),
             Self::Policy(name) => name.as_str(),
             Self::AppGroup(name) => name.as_str(),
+            Self::Token(id) => id.as_str(),
+            Self::Account(name) => name.as_str(),
+            Self::Issuer(name) => name.as_str(),
         }
     }
 }

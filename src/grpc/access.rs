@@ -13,6 +13,9 @@ pub enum Who {
     Either(Power, Power),
     /// Operators with any power.
     AnyPower,
+    /// Every client with an accepted certificate, as far as the gate goes: the use case asks for the power, on a state that
+    /// the gate does not have.
+    UseCase,
     /// Before init and while sealed, the operators that the configuration names; once open, operators with any power.
     Bootstrap,
 }
@@ -33,7 +36,7 @@ pub enum Limit {
 pub enum Audited {
     /// A row for each decision.
     EveryDecision,
-    /// A row with each change.
+    /// A row with each change, or with each look at what is somebody else's.
     Changes,
     /// Nothing else.
     RefusalsOnly,
@@ -74,6 +77,7 @@ pub const TABLE: &[Access] = &[
     read("/p8broker.v1.AuditService/List", Who::Power(Power::Audit)),
     change("/p8broker.v1.AuditService/Prune", Who::Power(Power::Audit)),
     read("/p8broker.v1.AuditService/Verify", Who::Power(Power::Audit)),
+    change("/p8broker.v1.AuditService/Whois", Who::Either(Power::Audit, Power::Revoke)),
     change("/p8broker.v1.KeyService/ConfirmRevokedAtApple", Who::Power(Power::Custody)),
     read("/p8broker.v1.KeyService/GetKey", Who::AnyPower),
     change("/p8broker.v1.KeyService/ImportKey", Who::Power(Power::Custody)),
@@ -94,6 +98,7 @@ pub const TABLE: &[Access] = &[
     read("/p8broker.v1.RevocationService/Exposure", Who::Power(Power::Revoke)),
     change("/p8broker.v1.RevocationService/Reinstate", Who::Power(Power::Administer)),
     change("/p8broker.v1.RevocationService/Revoke", Who::Power(Power::Revoke)),
+    change("/p8broker.v1.SystemService/AcceptHistory", Who::UseCase),
     change("/p8broker.v1.SystemService/ConfirmRekey", Who::Power(Power::Administer)),
     change("/p8broker.v1.SystemService/Init", Who::Bootstrap),
     change("/p8broker.v1.SystemService/Rekey", Who::Power(Power::Administer)),
@@ -101,7 +106,9 @@ pub const TABLE: &[Access] = &[
     change("/p8broker.v1.SystemService/Seal", Who::Power(Power::Unseal)),
     read("/p8broker.v1.SystemService/Status", Who::Bootstrap),
     change("/p8broker.v1.SystemService/Unseal", Who::Bootstrap),
+    row("/p8broker.v1.TokenService/IntrospectToken", Who::Client, Limit::Tokens, Audited::RefusalsOnly),
     row("/p8broker.v1.TokenService/IssueToken", Who::Client, Limit::Tokens, Audited::EveryDecision),
+    row("/p8broker.v1.TokenService/Watch", Who::Client, Limit::Admin, Audited::RefusalsOnly),
 ];
 
 /// The row of a path.

@@ -8,11 +8,13 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::convert::{Fields, bad_page_token, millis_in, millis_out, page_token_in, page_token_out, time_out};
+use super::convert::{
+    Fields, bad_page_token, millis_in, millis_out, page_token_in, page_token_out, seconds_out, target_out, time_out,
+};
 use super::proto::audit_service_server::AuditService;
 use super::proto::{
-    AuditEvent, AuditFilter, AuditFinding, FollowRequest, FollowResponse, ListRequest, ListResponse, Outcome,
-    PruneRequest, PruneResponse, VerifyRequest, VerifyResponse,
+    AuditEvent, AuditFilter, AuditFinding, FollowRequest, FollowResponse, Handout, ListRequest, ListResponse, Outcome,
+    PruneRequest, PruneResponse, VerifyRequest, VerifyResponse, WhoisRequest, WhoisResponse,
 };
 use super::status::invalid;
 use super::{Service, caller};
@@ -86,6 +88,24 @@ impl AuditService for Service {
         };
         let pruned = self.0.prune_audit(&caller, before).await?;
         Ok(Response::new(PruneResponse { rows: pruned.rows, revision: pruned.revision.0 }))
+    }
+
+    async fn whois(&self, request: Request<WhoisRequest>) -> Result<Response<WhoisResponse>, Status> {
+        let caller = caller(&request)?;
+        // INVARIANT (P1): the bearer credential is wiped once it is looked at.
+        let token = zeroize::Zeroizing::new(request.into_inner().token);
+        let found = self.0.whois(&caller, &token).await?;
+        Ok(Response::new(WhoisResponse {
+            token_id: found.id.to_string(),
+            key_id: found.key_id.to_string(),
+            expires_at: Some(time_out(found.expires_at)),
+            expires_in: Some(seconds_out(found.expires_in_s)),
+            issued_here: !found.handouts.is_empty(),
+            handouts: found.handouts.into_iter().map(|(row, replica)| handout_out(row, replica)).collect(),
+            revoked: found.revoked,
+            stops: found.stops.iter().map(target_out).collect(),
+            revision: found.revision.0,
+        }))
     }
 }
 
@@ -212,5 +232,20 @@ fn event_out(row: audit::AuditRow) -> AuditEvent {
         issued_at: event.token.as_ref().map(|token| time_out(token.issued_at)),
         expires_at: event.token.as_ref().map(|token| time_out(token.expires_at)),
         revision: event.revision.0,
+    }
+}
+
+fn handout_out(row: audit::AuditRow, replica: String) -> Handout {
+    let event = row.event;
+    Handout {
+        at: Some(millis_out(event.at)),
+        client: event.caller,
+        identity: event.identity,
+        policy: event.policy.unwrap_or_default(),
+        app_group: event.app_group.unwrap_or_default(),
+        role: event.role.unwrap_or_default(),
+        replica,
+        decision_id: event.decision_id,
+        reused: event.outcome == audit::Outcome::Reused,
     }
 }

@@ -73,6 +73,9 @@ impl Fields {
             proto::TargetKind::Client => "client",
             proto::TargetKind::Policy => "policy",
             proto::TargetKind::AppGroup => "app-group",
+            proto::TargetKind::Token => "token",
+            proto::TargetKind::Account => "account",
+            proto::TargetKind::Issuer => "issuer",
         };
         Target::parse(kind, &target.name).and_then(|parsed| self.id("target.name", parsed))
     }
@@ -117,6 +120,22 @@ impl Fields {
             _ => Err(invalid(&self.0)),
         }
     }
+}
+
+pub(super) fn target_kind_out(target: &Target) -> proto::TargetKind {
+    match target {
+        Target::Key(_) => proto::TargetKind::Key,
+        Target::Client(_) => proto::TargetKind::Client,
+        Target::Policy(_) => proto::TargetKind::Policy,
+        Target::AppGroup(_) => proto::TargetKind::AppGroup,
+        Target::Token(_) => proto::TargetKind::Token,
+        Target::Account(_) => proto::TargetKind::Account,
+        Target::Issuer(_) => proto::TargetKind::Issuer,
+    }
+}
+
+pub(super) fn target_out(target: &Target) -> proto::Target {
+    proto::Target { kind: target_kind_out(target).into(), name: target.name().to_owned() }
 }
 
 pub(super) fn seconds_out(seconds: i64) -> Duration {

@@ -22,7 +22,6 @@ use super::status::rate_limited;
 use crate::broker::{Broker, BrokerError, Caller, Phase};
 use crate::domain::operator::Power;
 use crate::domain::state::State;
-use crate::domain::target::Target;
 use crate::id::ClientId;
 use crate::identity::mtls::Peer;
 
@@ -107,7 +106,7 @@ impl Inner {
         // What the vault's state is comes first: a sealed broker knows no operators.
         let is_open = || self.broker.open().map(|_| ());
         match row.who {
-            Who::Client => Ok(()),
+            Who::Client | Who::UseCase => Ok(()),
             Who::Power(power) => {
                 is_open().and_then(|()| if holds(power) { Ok(()) } else { Err(BrokerError::LacksPower(power)) })
             }
@@ -125,7 +124,7 @@ impl Inner {
 }
 
 fn any_power(state: Option<&State>, client: &ClientId) -> Result<(), BrokerError> {
-    let revoked = state.is_some_and(|state| state.is_revoked(&Target::Client(client.clone())));
+    let revoked = state.is_some_and(|state| state.is_client_revoked(client));
     let known = state.is_some_and(|state| state.operators_of(client).next().is_some());
     if known && !revoked { Ok(()) } else { Err(BrokerError::NotAnOperator) }
 }

@@ -10,6 +10,7 @@ mod revocation_service;
 pub mod status;
 mod system_service;
 mod token_service;
+mod watch;
 
 use std::fmt;
 use std::sync::Arc;
@@ -79,5 +80,6 @@ quiet!(
     UnsealRequest,
     RekeyRequest,
     RekeyResponse,
-    ConfirmRekeyRequest
+    ConfirmRekeyRequest,
+    WhoisRequest
 );

@@ -5,11 +5,11 @@ use tonic::{Request, Response, Status};
 use super::convert::{Fields, bad_page_token, page_token_in, page_token_out, time_out};
 use super::proto::revocation_service_server::RevocationService;
 use super::proto::{
-    ExposureRequest, ExposureResponse, LiveToken, ReinstateRequest, ReinstateResponse, Revocation, RevokeRequest,
-    RevokeResponse,
+    ExposureCount, ExposureRequest, ExposureResponse, LiveToken, ReinstateRequest, ReinstateResponse, Revocation,
+    RevokeRequest, RevokeResponse,
 };
 use super::{Service, caller};
-use crate::broker::{MOST_LISTED, Revoked};
+use crate::broker::{Count, MOST_LISTED, Revoked};
 use crate::domain::audit;
 use crate::store::ExposureCursor;
 
@@ -29,10 +29,14 @@ impl RevocationService for Service {
         let caller = caller(&request)?;
         let request = request.get_ref();
         let mut fields = Fields::default();
-        let target = fields.target(request.target.as_ref());
+        // Absent is all of them; one that is there must make sense.
+        let target = match request.target.as_ref() {
+            None => Some(None),
+            some => fields.target(some).map(Some),
+        };
         let target = fields.finish(target)?;
         let after = if request.page_token.is_empty() { ExposureCursor::default() } else { place(&request.page_token)? };
-        let exposure = self.0.exposure(&caller, &target, &after).await?;
+        let exposure = self.0.exposure(&caller, target.as_ref(), &after).await?;
         let full = exposure.tokens.len() == MOST_LISTED as usize;
         let next = exposure.tokens.last().filter(|_| full);
         Ok(Response::new(ExposureResponse {
@@ -41,6 +45,7 @@ impl RevocationService for Service {
             last_expires_at: exposure.totals.last_expires_at.map(time_out),
             next_page_token: next.map(place_out).unwrap_or_default(),
             exposure: exposure.tokens.into_iter().map(token_out).collect(),
+            counts: exposure.counts.into_iter().map(count_out).collect(),
         }))
     }
 
@@ -81,7 +86,12 @@ pub(super) fn revocation_out(revoked: Revoked) -> Revocation {
         last_expires_at: revoked.exposure.totals.last_expires_at.map(time_out),
         exposure: revoked.exposure.tokens.into_iter().map(token_out).collect(),
         left_at_apple: revoked.left_at_apple.unwrap_or_default(),
+        counts: revoked.exposure.counts.into_iter().map(count_out).collect(),
     }
+}
+
+fn count_out(count: Count) -> ExposureCount {
+    ExposureCount { by: count.by.as_str().to_owned(), name: count.name, count: count.count }
 }
 
 fn token_out(token: audit::LiveToken) -> LiveToken {

@@ -31,21 +31,25 @@ impl From<BrokerError> for Status {
             | BrokerError::TooManyKeys { .. }
             | BrokerError::KeyState { .. }
             | BrokerError::KeyIsGone
+            | BrokerError::TokenStaysRevoked
+            | BrokerError::HistoryUnchanged
+            | BrokerError::HistoryMoved { .. }
             | BrokerError::LastAdministrator(_)
             | BrokerError::AuditNotWhole(_)
             | BrokerError::NotRevoked(_)
             | BrokerError::KeyFile(_)
             | BrokerError::WrongMethod(_)
             | BrokerError::NoRekey => Code::FailedPrecondition,
-            BrokerError::Sealed { .. } | BrokerError::Refusing { .. } => Code::Unavailable,
+            BrokerError::Sealed { .. } | BrokerError::Refusing(_) => Code::Unavailable,
             BrokerError::Denied { denial, decision_id } => {
                 let metadata = HashMap::from([("decision_id".to_owned(), decision_id.to_string())]);
                 details.set_error_info(error.reason(), DOMAIN, metadata);
                 if denial.reason == DenyReason::Sealed { Code::Unavailable } else { Code::PermissionDenied }
             }
-            BrokerError::LacksPower(_) | BrokerError::OutsideAppGroup(_) | BrokerError::NotAnOperator => {
-                Code::PermissionDenied
-            }
+            BrokerError::LacksPower(_)
+            | BrokerError::OutsideAppGroup(_)
+            | BrokerError::NotAnOperator
+            | BrokerError::ClientRevoked => Code::PermissionDenied,
             BrokerError::Invalid(violations) => {
                 add_violations(&mut details, violations);
                 Code::InvalidArgument
@@ -54,7 +58,12 @@ impl From<BrokerError> for Status {
                 details.add_bad_request_violation("p8", why.to_string());
                 Code::InvalidArgument
             }
-            BrokerError::Share { .. } | BrokerError::Split(_) => Code::InvalidArgument,
+            BrokerError::NotAToken(why) => {
+                details.add_bad_request_violation("token", *why);
+                Code::InvalidArgument
+            }
+            BrokerError::Share { .. } | BrokerError::Split(_) | BrokerError::SignatureWrong(_) => Code::InvalidArgument,
+            BrokerError::TooManyWatches(_) => Code::ResourceExhausted,
             BrokerError::NotFound { .. } => Code::NotFound,
             BrokerError::KeyExists { .. } | BrokerError::SameMaterial { .. } | BrokerError::UserHasKey { .. } => {
                 Code::AlreadyExists

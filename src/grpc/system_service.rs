@@ -2,17 +2,18 @@
 
 use tonic::{Request, Response, Status};
 
-use super::convert::Fields;
+use super::convert::{Fields, millis_out};
 use super::proto::system_service_server::SystemService;
 use super::proto::{
-    ConfirmRekeyRequest, ConfirmRekeyResponse, InitRequest, InitResponse, Phase, RekeyRequest, RekeyResponse,
-    RotateRequest, RotateResponse, SealRequest, SealResponse, StatusRequest, StatusResponse, UnsealRequest,
-    UnsealResponse,
+    AcceptHistoryRequest, AcceptHistoryResponse, ConfirmRekeyRequest, ConfirmRekeyResponse, InitRequest, InitResponse,
+    LostHistory, Phase, RekeyRequest, RekeyResponse, Replica, RotateRequest, RotateResponse, SealRequest, SealResponse,
+    StatusRequest, StatusResponse, UnsealRequest, UnsealResponse,
 };
 use super::{Service, caller};
 use crate::broker::{self, RekeyStep, Shares};
-use crate::id::ClientId;
+use crate::id::{ClientId, Revision};
 use crate::secret::ShareText;
+use crate::store;
 
 /// Shares of an unseal key where a request does not say.
 const SHARES: Shares = Shares { shares: 5, threshold: 3 };
@@ -58,15 +59,24 @@ impl SystemService for Service {
         let (phase, why) = match &*self.0.phase() {
             broker::Phase::NotInitialised => (Phase::NotInitialised, "run `p8broker operator init`".to_owned()),
             broker::Phase::Sealed(why) => (Phase::Sealed, why.clone()),
-            broker::Phase::Refusing(why) => (Phase::Refusing, why.clone()),
+            broker::Phase::Refusing(refusal) => (Phase::Refusing, refusal.why.clone()),
             broker::Phase::Open(_) => (Phase::Open, String::new()),
         };
         let mut status = StatusResponse {
             phase: phase.into(),
             why,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            replica: self.0.replica().to_owned(),
+            // What others said of themselves is worth an answer without it.
+            replicas: self.0.replicas().await.unwrap_or_default().into_iter().map(replica_out).collect(),
             ..StatusResponse::default()
         };
+        if let broker::Phase::Refusing(refusal) = &*self.0.phase() {
+            status.lost_history = refusal.lost.as_ref().map(|lost| LostHistory {
+                seen_revision: lost.seen.revision.0,
+                database_revision: lost.database.revision.0,
+            });
+        }
         if let broker::Phase::Open(open) = &*self.0.phase() {
             let state = open.state();
             status.vault = open.id().to_string();
@@ -109,6 +119,32 @@ impl SystemService for Service {
             generation: rekeyed.generation,
             revision: rekeyed.revision.0,
         }))
+    }
+
+    async fn accept_history(
+        &self,
+        request: Request<AcceptHistoryRequest>,
+    ) -> Result<Response<AcceptHistoryResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.get_ref();
+        let mut fields = Fields::default();
+        let reason = fields.reason(&request.reason);
+        let reason = fields.finish(reason)?;
+        let (database, seen) = (Revision(request.database_revision), Revision(request.seen_revision));
+        let revision = self.0.accept_history(&caller, database, seen, reason).await?.0;
+        Ok(Response::new(AcceptHistoryResponse { revision }))
+    }
+}
+
+fn replica_out(replica: store::Replica) -> Replica {
+    let phase = Phase::from_str_name(&format!("PHASE_{}", replica.phase)).unwrap_or_default();
+    Replica {
+        name: replica.name,
+        phase: phase.into(),
+        revision: replica.revision.0,
+        version: replica.version,
+        started_at: Some(millis_out(replica.started)),
+        seen_at: Some(millis_out(replica.seen)),
     }
 }
 

@@ -1,16 +1,22 @@
 //! `TokenService`: what clients use.
 
+use std::sync::Arc;
+
 use tonic::{Request, Response, Status};
 
-use super::convert::{Fields, enforcement_out, seconds_out, time_out};
+use super::convert::{Fields, enforcement_out, seconds_out, target_out, time_out};
 use super::proto::token_service_server::TokenService;
-use super::proto::{IssueTokenRequest, IssueTokenResponse};
+use super::proto::{
+    IntrospectTokenRequest, IntrospectTokenResponse, IssueTokenRequest, IssueTokenResponse, WatchRequest,
+};
+use super::watch::WatchStream;
 use super::{Service, caller};
 use crate::broker::{Issued, TokenAsk};
 use crate::domain::apple::{LONGEST_SCOPED_LIFETIME_S, MOST_SCOPE_BYTES, MOST_SCOPE_ENTRIES, SHORTEST_TTL_S};
 use crate::domain::decide::TokenRequest;
 use crate::domain::operation::Operation;
-use crate::id::{AppGroupName, ClientId};
+use crate::id::{AppGroupName, ClientId, Revision, TokenId};
+use crate::identity::mtls::Peer;
 
 #[tonic::async_trait]
 impl TokenService for Service {
@@ -19,6 +25,39 @@ impl TokenService for Service {
         let ask = ask(caller.client.clone(), &request.into_inner())?;
         let issued = self.0.issue(&caller, ask).await?;
         Ok(Response::new(answer(&issued)))
+    }
+
+    type WatchStream = WatchStream;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<WatchStream>, Status> {
+        let caller = caller(&request)?;
+        let peer = request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::internal("no peer"))?;
+        let watch = self.0.watch(&caller, Revision(request.get_ref().from_revision)).await?;
+        Ok(Response::new(WatchStream::new(Arc::clone(&self.0), peer, watch)))
+    }
+
+    async fn introspect_token(
+        &self,
+        request: Request<IntrospectTokenRequest>,
+    ) -> Result<Response<IntrospectTokenResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut fields = Fields::default();
+        let id = fields.id("token_id", TokenId::parse(&request.get_ref().token_id));
+        let id = fields.finish(id)?;
+        let found = self.0.introspect(&caller, &id).await?;
+        let token = found.token;
+        Ok(Response::new(IntrospectTokenResponse {
+            token_id: token.id.to_string(),
+            client: token.client,
+            policy: token.policy,
+            key_id: token.key_id,
+            app_group: token.app_group,
+            issued_at: Some(time_out(token.issued_at)),
+            expires_at: Some(time_out(token.expires_at)),
+            revoked: found.revoked_by.is_some(),
+            revoked_by: found.revoked_by.as_ref().map(target_out),
+            revision: found.revision.0,
+        }))
     }
 }
 

@@ -160,6 +160,13 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// When the last verdict lapses, in Unix seconds; `None` before the first.
+    pub fn not_after(&self) -> Option<i64> {
+        self.0.verdict.load().as_ref().as_ref().map(|verdict| verdict.not_after)
+    }
+}
+
 /// What rustls asks during a handshake: whether any of the CA files vouches for the certificate.
 pub struct HandshakeVerifier {
     trust: Arc<Trust>,

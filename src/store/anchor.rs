@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Head, VaultId};
+use crate::id::{DecisionId, Head, VaultId};
 
 /// A file with the newest head.
 #[derive(Debug, Clone)]
@@ -23,6 +23,9 @@ pub struct Anchored {
     pub vault: VaultId,
     /// The newest head it saw.
     pub head: Head,
+    /// Acceptances of lost history that stand in that head's history.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<DecisionId>,
 }
 
 impl Anchor {

@@ -9,6 +9,9 @@
 //! - P6: when [`Store::scrub`] returns, bytes of keys that were destroyed before are in no file of the live database.
 
 pub mod anchor;
+pub mod postgres;
+mod reads;
+mod schema;
 mod sql;
 pub mod sqlite;
 
@@ -16,8 +19,7 @@ use async_trait::async_trait;
 
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
-use crate::domain::target::Target;
-use crate::id::{Chain, Head, KeyId, Revision, WriterId};
+use crate::id::{AppGroupName, Chain, ClientId, Head, IssuerName, KeyId, PolicyName, Revision, TokenId, WriterId};
 use crate::vault::audit_chain::WriterEnd;
 use crate::vault::log::SealedRecord;
 use crate::vault::unseal::SealRow;
@@ -37,6 +39,9 @@ pub enum StoreError {
     /// The database is damaged, or holds what this broker never wrote.
     #[error("the database is damaged: {0}")]
     Corrupt(String),
+    /// The database can't be used as it is: too old, too new, a standby; with what to do.
+    #[error("{0}")]
+    Unfit(String),
 }
 
 /// What the fence said.
@@ -78,19 +83,26 @@ pub enum KeyBytes {
     Destroy(KeyId),
 }
 
-/// One change: a record after an expected head, its audit row, and what else must happen with it or not at all.
+/// Changes: records after an expected head, their audit rows, and what else must happen with them or not at all.
 #[derive(Debug, Clone)]
 pub struct Append {
-    /// The head that the record was sealed for.
+    /// The head that the first record was sealed for.
     pub expected: Head,
-    /// The record.
-    pub record: SealedRecord,
-    /// Its audit row.
+    /// The records, each after the one before it; at least one.
+    pub records: Vec<SealedRecord>,
+    /// Their audit rows.
     pub audit: AuditBatch,
     /// What happens to sealed keys.
     pub keys: Vec<KeyBytes>,
-    /// The new `seal` row, where the change makes one.
+    /// The new `seal` row, where a change makes one.
     pub seal: Option<SealRow>,
+}
+
+impl Append {
+    /// The head after it.
+    pub fn head(&self) -> Head {
+        self.records.last().map_or(self.expected, SealedRecord::head)
+    }
 }
 
 /// A writer's stored end, and what the audit table has there.
@@ -115,6 +127,76 @@ pub struct AuditCursor {
     pub sequence: u64,
 }
 
+/// Which live tokens are asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Under {
+    /// All of them.
+    Everything,
+    /// One token.
+    Token(TokenId),
+    /// Those of one client.
+    Client(ClientId),
+    /// Those of every client that an issuer vouches for.
+    Issuer(IssuerName),
+    /// Those issued under one policy.
+    Policy(PolicyName),
+    /// Those for one app group.
+    AppGroup(AppGroupName),
+    /// Those signed with one of these keys.
+    Keys(Vec<KeyId>),
+}
+
+/// What live tokens are counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CountedBy {
+    /// Who got them.
+    Client,
+    /// The policy that granted them.
+    Policy,
+    /// The key that signed them.
+    Key,
+}
+
+impl CountedBy {
+    /// All of them, from narrow to wide.
+    pub const ALL: [Self; 3] = [Self::Client, Self::Policy, Self::Key];
+
+    /// The name, as answers spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Policy => "policy",
+            Self::Key => "key",
+        }
+    }
+}
+
+/// One replica, as it last described itself. Information only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it could do, as the `Phase` of the API is spelt.
+    pub phase: String,
+    /// The revision it had reached; 0 unless open.
+    pub revision: Revision,
+    /// When it started.
+    pub started: UnixMillis,
+    /// When it said so.
+    pub seen: UnixMillis,
+}
+
+/// One way in which an acknowledged commit could be lost, or time be misread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hazard {
+    /// A stable constant: metrics label and field of `doctor`.
+    pub name: &'static str,
+    /// What is wrong, and what to do.
+    pub what: String,
+}
+
 /// Sums over live tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ExposureTotals {
@@ -137,6 +219,18 @@ pub struct ExposureCursor {
     pub policy: String,
 }
 
+impl ExposureCursor {
+    /// After this token.
+    pub fn at(token: &LiveToken) -> Self {
+        Self {
+            expires_at: token.expires_at,
+            token_id: token.id.to_string(),
+            client: token.client.clone(),
+            policy: token.policy.clone(),
+        }
+    }
+}
+
 /// The durable side of the broker.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -155,8 +249,20 @@ pub trait Store: Send + Sync + 'static {
     /// was refused, which no change can make wrong.
     async fn commit_rows(&self, decided_at: Option<Head>, batch: &AuditBatch) -> Result<Fenced, StoreError>;
 
-    /// Appends a record if the head is still the expected one, and not otherwise.
+    /// Appends records if the head is still the expected one, and not otherwise.
     async fn append(&self, append: &Append) -> Result<Fenced, StoreError>;
+
+    /// Waits until another replica may have changed something: a hint that makes this one fast, and may be missed.
+    async fn hint(&self);
+
+    /// Ways in which acknowledged commits could be lost, as the database is set up now.
+    async fn hazards(&self, now: UnixMillis) -> Result<Vec<Hazard>, StoreError>;
+
+    /// Describes a replica, and forgets those not seen since `forget`.
+    async fn report(&self, replica: &Replica, forget: UnixMillis) -> Result<(), StoreError>;
+
+    /// Replicas, by name.
+    async fn replicas(&self) -> Result<Vec<Replica>, StoreError>;
 
     /// Makes sure that what was deleted before is in no file any more.
     async fn scrub(&self) -> Result<(), StoreError>;
@@ -202,18 +308,32 @@ pub trait Store: Send + Sync + 'static {
     /// Removes at most `limit` rows of one writer up to a sequence; answers how many.
     async fn remove_rows(&self, writer: &WriterId, upto: u64, limit: u32) -> Result<u64, StoreError>;
 
-    /// Sums over tokens under a target that were committed before `before` and live after `now_s`.
-    async fn exposure_totals(
+    /// Rows that hand out one token, oldest first, at most `limit`; `from` and `until` bound the search.
+    async fn handouts(
         &self,
-        target: &Target,
+        token: &TokenId,
+        from: UnixMillis,
+        until: UnixMillis,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>, StoreError>;
+
+    /// Sums over tokens that were committed before `before` and live after `now_s`.
+    async fn exposure_totals(&self, under: &Under, before: Revision, now_s: i64) -> Result<ExposureTotals, StoreError>;
+
+    /// Those tokens, counted; largest first, at most `limit`.
+    async fn exposure_counts(
+        &self,
+        under: &Under,
+        by: CountedBy,
         before: Revision,
         now_s: i64,
-    ) -> Result<ExposureTotals, StoreError>;
+        limit: u32,
+    ) -> Result<Vec<(String, u64)>, StoreError>;
 
     /// Those tokens, first to die first, after a place in that order, at most `limit`.
     async fn exposure(
         &self,
-        target: &Target,
+        under: &Under,
         before: Revision,
         now_s: i64,
         after: &ExposureCursor,

@@ -7,42 +7,18 @@ pub(super) const AUDIT_COLUMNS: &str = "writer, sequence, at_ms, event, outcome,
 /// How many there are.
 pub(super) const AUDIT_WIDTH: usize = 21;
 
-/// The two parts of the upsert of a writer's end, around where its values come from.
-macro_rules! insert_end {
-    () => {
-        "insert into audit_writer (writer, sequence, chain, revision, key_version, tag)"
-    };
-}
-macro_rules! replace_end {
-    () => {
-        "on conflict (writer) do update set sequence = excluded.sequence, chain = excluded.chain, \
-         revision = excluded.revision, key_version = excluded.key_version, tag = excluded.tag"
-    };
-}
-
+pub(super) const OLDEST_RELEASE: &str = "select oldest from schema_release";
 pub(super) const SEAL_ROW: &str = "select vault, generation, method, keyring from seal";
-pub(super) const PUT_SEAL_ROW: &str = "insert into seal (id, vault, generation, method, keyring) values (1, $1, $2, $3, $4) \
-     on conflict (id) do update set vault = excluded.vault, generation = excluded.generation, method = excluded.method, \
-     keyring = excluded.keyring";
 pub(super) const HEAD: &str = "select revision, chain from control_head";
-pub(super) const INSERT_END: &str = insert_end!();
-pub(super) const REPLACE_END: &str = replace_end!();
-pub(super) const PUT_END: &str = concat!(insert_end!(), " values ($1, $2, $3, $4, $5, $6) ", replace_end!());
-pub(super) const PUT_HEAD: &str = "insert into control_head (id, revision, chain) values (1, $1, $2) \
-     on conflict (id) do update set revision = excluded.revision, chain = excluded.chain";
-pub(super) const ADD_RECORD: &str =
-    "insert into control_log (revision, checkpoint, previous, sealed) values ($1, $2, $3, $4)";
-pub(super) const NEWEST_CHECKPOINT: &str = "select coalesce(max(revision), 0) from control_log where checkpoint = 1";
+pub(super) const NEWEST_CHECKPOINT: &str =
+    "select cast(coalesce(max(revision), 0) as bigint) from control_log where checkpoint = 1";
 pub(super) const RECORDS_FROM: &str =
     "select revision, checkpoint, previous, sealed from control_log where revision >= $1 order by revision limit $2";
 pub(super) const SEALED_KEYS: &str = "select key_id, imported, sealed from sealed_keys order by key_id";
-pub(super) const PUT_KEY: &str = "insert into sealed_keys (key_id, imported, sealed) values ($1, $2, $3) \
-     on conflict (key_id) do update set imported = excluded.imported, sealed = excluded.sealed";
-pub(super) const DESTROY_KEY: &str = "delete from sealed_keys where key_id = $1";
 pub(super) const WRITER_ENDS: &str = "select w.writer, w.sequence, w.chain, w.revision, w.key_version, w.tag, \
      (select a.chain from audit a where a.writer = w.writer and a.sequence = w.sequence) as row_chain, \
-     exists (select 1 from audit a where a.writer = w.writer and a.sequence > w.sequence) as has_more \
-     from audit_writer w order by w.writer";
+     cast(case when exists (select 1 from audit a where a.writer = w.writer and a.sequence > w.sequence) \
+     then 1 else 0 end as bigint) as has_more from audit_writer w order by w.writer";
 pub(super) const UNKNOWN_WRITERS: &str =
     "select count(*) from audit where writer not in (select writer from audit_writer)";
 pub(super) const FIRST_KEPT: &str = "select min(sequence) from audit where writer = $1 \
@@ -51,6 +27,12 @@ pub(super) const LAST_ROW: &str = "select max(sequence) from audit where writer 
 pub(super) const CHAIN_AT: &str = "select chain from audit where writer = $1 and sequence = $2";
 pub(super) const REMOVE_ROWS: &str = "delete from audit where writer = $1 and sequence <= $2 and sequence < \
      (select min(sequence) + $3 from audit where writer = $1)";
+pub(super) const PUT_REPLICA: &str = "insert into replica (name, version, phase, revision, started_ms, seen_ms) \
+     values ($1, $2, $3, $4, $5, $6) on conflict (name) do update set version = excluded.version, \
+     phase = excluded.phase, revision = excluded.revision, started_ms = excluded.started_ms, seen_ms = excluded.seen_ms";
+pub(super) const FORGET_REPLICAS: &str = "delete from replica where seen_ms < $1";
+pub(super) const REPLICAS: &str =
+    "select name, version, phase, revision, started_ms, seen_ms from replica order by name";
 
 /// One writer's rows, in order.
 pub(super) fn rows_of_writer() -> String {
@@ -67,24 +49,40 @@ pub(super) fn list_rows() -> String {
     )
 }
 
-/// Live tokens under a target; `column` is one of the table's own, never a caller's text. Two rows can be one token: claims
-/// have whole seconds, so what one caller was granted twice within a second under one policy is the same token.
-pub(super) fn exposure_totals(column: &'static str) -> String {
-    format!("select count(*), max(expires_at) from ({}) as live", live(column))
-}
-
-/// The same, one by one.
-pub(super) fn exposure(column: &'static str) -> String {
+/// Every time that one token was handed out, oldest first; between two times, as those have an index.
+pub(super) fn handouts() -> String {
     format!(
-        "{} and (expires_at, token_id, caller, policy) > ($4, $5, $6, $7) \
-         order by expires_at, token_id, caller, policy limit $8",
-        live(column)
+        "select {AUDIT_COLUMNS} from audit where at_ms >= $1 and at_ms <= $2 and token_id = $3 \
+         order by at_ms, writer, sequence limit $4"
     )
 }
 
-fn live(column: &'static str) -> String {
+/// Live tokens that fulfil a condition, which is one of this program's own and names `$3`. Two rows can be one token:
+/// claims have whole seconds, so what one caller was granted twice within a second under one policy is the same token.
+pub(super) fn exposure_totals(condition: &'static str) -> String {
+    format!("select count(*), max(expires_at) from ({}) as live", live(condition))
+}
+
+/// The same, one by one.
+pub(super) fn exposure(condition: &'static str) -> String {
+    format!(
+        "{} and (expires_at, token_id, caller, policy) > ($4, $5, $6, $7) \
+         order by expires_at, token_id, caller, policy limit $8",
+        live(condition)
+    )
+}
+
+/// The same, counted by one column.
+pub(super) fn exposure_counts(condition: &'static str, column: &'static str) -> String {
+    format!(
+        "select {column}, count(*) from ({}) as live group by {column} order by count(*) desc, {column} limit $4",
+        live(condition)
+    )
+}
+
+fn live(condition: &'static str) -> String {
     format!(
         "select distinct token_id, caller, policy, key_id, app_group, issued_at, expires_at from audit \
-         where outcome = 'SIGNED' and expires_at > $1 and revision < $2 and {column} = $3"
+         where outcome = 'SIGNED' and expires_at > $1 and revision < $2 and {condition}"
     )
 }

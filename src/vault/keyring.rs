@@ -111,7 +111,20 @@ impl Keyring {
     /// # Errors
     /// Where the unseal key is another one, or the row was changed.
     pub fn open(unseal_key: &UnsealKey, place: &Place<'_>, sealed: &[u8]) -> Result<Self, VaultError> {
-        let mut keyring = Self::empty(unseal_key)?;
+        Self::open_under(keyring_key(unseal_key)?, place, sealed)
+    }
+
+    /// Opens what the same unseal key sealed since: the keyring after another replica's rotation.
+    ///
+    /// # Errors
+    /// Where the unseal key is another one by now, or the row was changed.
+    pub fn open_newer(&self, place: &Place<'_>, sealed: &[u8]) -> Result<Self, VaultError> {
+        let own = KeyringKey::from_slice(self.own.expose_key()).ok_or(VaultError::Crypto("copy a key"))?;
+        Self::open_under(own, place, sealed)
+    }
+
+    fn open_under(own: KeyringKey, place: &Place<'_>, sealed: &[u8]) -> Result<Self, VaultError> {
+        let mut keyring = Self { own, versions: BTreeMap::new(), current: 0 };
         let plain = SealingKey::new(0, keyring.own.expose_key())?.open(place, sealed)?;
         let (entries, rest) = plain.as_chunks::<36>();
         for entry in entries {

@@ -273,6 +273,14 @@ impl SealRow {
         Keyring::open(key, &self.place(&self.says()), &self.keyring)
     }
 
+    /// Opens the row with the key that opened an earlier one.
+    ///
+    /// # Errors
+    /// Where the unseal key is another one by now, or anything in the row was changed.
+    pub fn open_newer(&self, keyring: &Keyring) -> Result<Keyring, VaultError> {
+        keyring.open_newer(&self.place(&self.says()), &self.keyring)
+    }
+
     /// Whether this keyring's own key opens the row: then what is sealed by it next opens with the same unseal key.
     pub fn is_sealed_by(&self, keyring: &Keyring) -> bool {
         keyring.opens(&self.place(&self.says()), &self.keyring)

@@ -9,7 +9,8 @@ use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use p8broker::client::Target;
 use p8broker::clock::{Clock, ManualClock, SystemClock};
 use p8broker::config::{
-    AnchorConfig, Bootstrap, ClientCas, Config, Drain, LimitsConfig, Listen, Log, StoreConfig, Tls, Unseal,
+    AnchorConfig, Bootstrap, ClientCas, Config, Drain, LimitsConfig, Listen, Log, ReplicaConfig, StoreAt, StoreConfig,
+    Tls, Unseal,
 };
 use p8broker::grpc::proto;
 use p8broker::grpc::proto::audit_service_client::AuditServiceClient;
@@ -18,9 +19,9 @@ use p8broker::grpc::proto::policy_service_client::PolicyServiceClient;
 use p8broker::grpc::proto::revocation_service_client::RevocationServiceClient;
 use p8broker::grpc::proto::system_service_client::SystemServiceClient;
 use p8broker::grpc::proto::token_service_client::TokenServiceClient;
-use p8broker::server::{Server, ServerError};
+use p8broker::metrics::Metrics;
+use p8broker::server::{Server, ServerError, open_store};
 use p8broker::store::Store;
-use p8broker::store::sqlite::SqliteStore;
 use p256::SecretKey;
 use p256::ecdsa::signature::Verifier;
 use p256::ecdsa::{Signature, VerifyingKey};
@@ -115,18 +116,27 @@ pub struct Options {
     pub tokens_per_second: u32,
     pub admin_per_second: u32,
     pub wrap: Option<Wrap>,
+    /// A database on PostgreSQL; an SQLite file in the folder where absent.
+    pub url: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { by_shares: false, anchor: false, tokens_per_second: 1_000_000, admin_per_second: 1_000_000, wrap: None }
+        Self {
+            by_shares: false,
+            anchor: false,
+            tokens_per_second: 1_000_000,
+            admin_per_second: 1_000_000,
+            wrap: None,
+            url: None,
+        }
     }
 }
 
 /// A folder with certificates and a vault, with or without a broker that serves it.
 pub struct Broker {
-    pub dir: TempDir,
-    pub pki: Pki,
+    pub dir: Arc<TempDir>,
+    pub pki: Arc<Pki>,
     pub clock: Arc<ManualClock>,
     pub config: Config,
     running: Option<Running>,
@@ -143,8 +153,8 @@ struct Running {
 impl Broker {
     /// A folder and a configuration, and nothing that runs.
     pub fn prepare(options: &Options) -> Self {
-        let dir = TempDir::new().unwrap();
-        let pki = Pki::new(&dir.path().join("pki"));
+        let dir = Arc::new(TempDir::new().unwrap());
+        let pki = Arc::new(Pki::new(&dir.path().join("pki")));
         std::fs::write(dir.path().join("unseal.key"), "5a".repeat(32)).unwrap();
         let loopback = "127.0.0.1:0".parse().unwrap();
         let config = Config {
@@ -161,7 +171,11 @@ impl Broker {
                 reload_s: 1,
                 max_connections: 10_000,
             },
-            store: StoreConfig { sqlite: dir.path().join("vault.db") },
+            store: match &options.url {
+                Some(url) => StoreConfig::url(url),
+                None => StoreConfig::sqlite(dir.path().join("vault.db")),
+            },
+            replica: ReplicaConfig { name: Some("replica-1".to_owned()) },
             unseal: Unseal {
                 key_file: (!options.by_shares).then(|| dir.path().join("unseal.key")),
                 ..Unseal::default()
@@ -172,6 +186,7 @@ impl Broker {
             limits: LimitsConfig {
                 tokens_per_second: NonZeroU32::new(options.tokens_per_second).unwrap(),
                 admin_per_second: NonZeroU32::new(options.admin_per_second).unwrap(),
+                ..LimitsConfig::default()
             },
             drain: Drain { timeout_s: 5 },
         };
@@ -208,7 +223,7 @@ impl Broker {
     /// Serves the vault, as it is on the disk.
     pub async fn run(&mut self, wrap: Option<Wrap>) {
         assert!(self.running.is_none(), "it runs already");
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&self.config.store.sqlite).await.unwrap());
+        let store = open_store(&self.config, &Metrics::new().unwrap()).await.unwrap();
         let store = match wrap {
             Some(wrap) => wrap(store),
             None => store,
@@ -240,6 +255,10 @@ impl Broker {
 
     pub fn inner(&self) -> &Arc<p8broker::broker::Broker> {
         &self.running.as_ref().expect("it runs").server
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.inner().open().is_ok()
     }
 
     pub fn grpc(&self) -> &str {
@@ -282,8 +301,83 @@ impl Broker {
     }
 
     pub fn database(&self) -> PathBuf {
-        self.config.store.sqlite.clone()
+        match self.config.store.at().unwrap() {
+            StoreAt::Sqlite(file) => file,
+            StoreAt::Postgres(_) => panic!("this one is on PostgreSQL"),
+        }
     }
+
+    /// Another replica of the same vault, which does not run yet.
+    pub fn sibling(&self, nth: usize) -> Self {
+        let mut config = self.config.clone();
+        config.replica.name = Some(format!("replica-{nth}"));
+        config.anchor.file = config.anchor.file.map(|file| file.with_extension(nth.to_string()));
+        if let Some(file) = &config.anchor.file {
+            // An empty file starts an anchor from the present history.
+            std::fs::write(file, b"").unwrap();
+        }
+        let (dir, pki, clock) = (Arc::clone(&self.dir), Arc::clone(&self.pki), Arc::clone(&self.clock));
+        Self { dir, pki, clock, config, running: None }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+}
+
+/// Replicas on one PostgreSQL database, which is made for them.
+pub struct Cluster {
+    pub replicas: Vec<Broker>,
+}
+
+impl Cluster {
+    /// Initialised and filled, all of them open.
+    pub async fn start(count: usize) -> Self {
+        Self::with(count, Options::default()).await
+    }
+
+    pub async fn with(count: usize, options: Options) -> Self {
+        let options = Options { url: Some(new_database().await), ..options };
+        let mut replicas = vec![Broker::with(options).await];
+        for nth in 2..=count {
+            let mut replica = replicas[0].sibling(nth);
+            replica.run(None).await;
+            replicas.push(replica);
+        }
+        for replica in &replicas {
+            eventually("every replica is open", async || replica.is_open()).await;
+        }
+        Self { replicas }
+    }
+
+    pub async fn stop(&mut self) {
+        for replica in &mut self.replicas {
+            if replica.is_running() {
+                replica.stop().await;
+            }
+        }
+    }
+}
+
+/// Waits until every replica has what the first one has.
+pub async fn in_step(replicas: &[Broker]) {
+    let revision = |broker: &Broker| broker.inner().open().map(|open| open.state().head().revision).ok();
+    eventually("the replicas are in step", async || {
+        let first = revision(&replicas[0]);
+        replicas.iter().all(|replica| revision(replica) == first)
+    })
+    .await;
+}
+
+/// A new database on the PostgreSQL that `make test` starts; its URL.
+pub async fn new_database() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let server = std::env::var("P8BROKER_TEST_POSTGRES").expect("run the tests with `make test`: it starts PostgreSQL");
+    let name = format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
+    let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&server).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("create database {name}"))).execute(&mut connection).await.unwrap();
+    server.replace("/postgres?", &format!("/{name}?"))
 }
 
 impl Drop for Broker {
@@ -371,6 +465,10 @@ pub fn operator(name: &str, identity: &str, powers: &[proto::Power]) -> proto::D
         app_groups: vec![],
     };
     proto::Document { operators: vec![operator], ..proto::Document::default() }
+}
+
+pub fn target(kind: proto::TargetKind, name: &str) -> proto::Target {
+    proto::Target { kind: kind.into(), name: name.to_owned() }
 }
 
 pub fn duration(seconds: i64) -> Option<prost_types::Duration> {

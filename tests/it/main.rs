@@ -12,8 +12,10 @@
 mod access;
 mod audit;
 mod bad_input;
+mod chaos;
 mod cli;
 mod crash;
+mod fleet;
 mod harness;
 mod identity;
 mod issue;

@@ -305,7 +305,7 @@ proptest! {
             _ => (Target::Client(request.client.clone()), false),
         };
         let whole = matches!(target, Target::AppGroup(_) | Target::Client(_));
-        let revoked = state(all.into_iter().chain([Change::Revoked { target: target.clone(), reason: String::new() }]).collect());
+        let revoked = state(all.into_iter().chain([Change::Revoked { target: target.clone(), reason: String::new(), dies_at: None }]).collect());
         match (first, decide(&request, &revoked, NOW)) {
             (_, Ok(_)) if whole => prop_assert!(false, "{} still grants", target),
             (Ok(_), Ok(permit)) => {

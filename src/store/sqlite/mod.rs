@@ -13,17 +13,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
+use super::reads::{self, Ask, Value, columns, signed};
+use super::schema::check_release;
 use super::{
-    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureTotals, Fenced, SealedKey, Store, StoreError, StoredEnd,
+    Append, AuditBatch, AuditCursor, CountedBy, ExposureCursor, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
+    Store, StoreError, StoredEnd, Under, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
-use crate::domain::target::Target;
-use crate::id::{Chain, Head, Revision, WriterId};
+use crate::id::{Chain, Head, Revision, TokenId, WriterId};
 use crate::vault::log::SealedRecord;
 use crate::vault::unseal::SealRow;
 
@@ -65,10 +70,18 @@ impl SqliteStore {
             .statement_cache_capacity(audit::MOST_ROWS + 64)
             .disable_statement_logging();
         let mut writer = options.connect().await.map_err(classify)?;
-        sqlx::migrate!("migrations/sqlite")
-            .run_direct(None, &mut writer, false)
+        let known: i64 = sqlx::query_scalar("select count(*) from sqlite_master where name = 'schema_release'")
+            .fetch_one(&mut writer)
             .await
-            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+            .map_err(classify)?;
+        if known > 0 {
+            // Before anything is changed: a newer release may have made of these tables what this one must not touch.
+            let oldest: String =
+                sqlx::query_scalar(sql::OLDEST_RELEASE).fetch_one(&mut writer).await.map_err(classify)?;
+            check_release(&oldest)?;
+        }
+        let migrated = migrations().run_direct(None, &mut writer, false).await;
+        migrated.map_err(|error| StoreError::Corrupt(error.to_string()))?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .connect_with(options.read_only(true).busy_timeout(Duration::from_secs(5)))
@@ -80,10 +93,22 @@ impl SqliteStore {
         Ok(store)
     }
 
+    /// The newest migration that this release knows.
+    pub fn newest_migration() -> i64 {
+        migrations().iter().map(|migration| migration.version).max().unwrap_or_default()
+    }
+
     async fn writer(&self) -> Result<MappedMutexGuard<'_, SqliteConnection>, StoreError> {
         let closed = |_| StoreError::Unavailable("the database is closed".to_owned());
         MutexGuard::try_map(self.writer.lock().await, Option::as_mut).map_err(closed)
     }
+}
+
+fn migrations() -> Migrator {
+    let mut migrations = sqlx::migrate!("migrations/sqlite");
+    // Migrations that this release does not know were made by a newer one; `schema_release` says whether this one may go on.
+    migrations.set_ignore_missing(true);
+    migrations
 }
 
 fn lock(path: &Path) -> Result<File, StoreError> {
@@ -117,27 +142,32 @@ fn classify(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// SQLite has no unsigned integers; positions stay far below 2^63.
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
+columns!(SqliteRow);
 
-fn unsigned(value: i64) -> Result<u64, StoreError> {
-    u64::try_from(value).map_err(|_| StoreError::Corrupt(format!("a position is negative: {value}")))
-}
+impl Ask for SqlitePool {
+    type Row = SqliteRow;
 
-fn chain(bytes: &[u8]) -> Result<Chain, StoreError> {
-    bytes.try_into().map(Chain).map_err(|_| StoreError::Corrupt("a chain value does not have 32 bytes".to_owned()))
+    async fn ask(&self, sql: String, values: &[Value<'_>]) -> Result<Vec<SqliteRow>, StoreError> {
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for value in values {
+            query = match value {
+                Value::Text(text) => query.bind(*text),
+                Value::Maybe(text) => query.bind(*text),
+                Value::Integer(number) => query.bind(*number),
+            };
+        }
+        query.fetch_all(self).await.map_err(classify)
+    }
 }
 
 #[async_trait]
 impl Store for SqliteStore {
     async fn seal_row(&self) -> Result<Option<SealRow>, StoreError> {
-        control::seal_row(&self.readers).await
+        reads::seal_row(&self.readers).await
     }
 
     async fn head(&self) -> Result<Head, StoreError> {
-        control::head(&mut *self.writer().await?).await
+        reads::head(&self.readers).await
     }
 
     async fn initialise(&self, first: Append) -> Result<(), StoreError> {
@@ -150,6 +180,34 @@ impl Store for SqliteStore {
 
     async fn append(&self, append: &Append) -> Result<Fenced, StoreError> {
         control::append(&mut *self.writer().await?, append).await
+    }
+
+    /// Nobody else writes here.
+    async fn hint(&self) {
+        std::future::pending().await
+    }
+
+    async fn hazards(&self, _: UnixMillis) -> Result<Vec<Hazard>, StoreError> {
+        // `synchronous=FULL` is set on the connection that writes, and the clock is the machine's own.
+        Ok(Vec::new())
+    }
+
+    async fn report(&self, replica: &Replica, forget: UnixMillis) -> Result<(), StoreError> {
+        let mut writer = self.writer().await?;
+        let put = sqlx::query(sql::PUT_REPLICA)
+            .bind(&replica.name)
+            .bind(&replica.version)
+            .bind(&replica.phase)
+            .bind(signed(replica.revision.0))
+            .bind(replica.started.0)
+            .bind(replica.seen.0);
+        put.execute(&mut *writer).await.map_err(classify)?;
+        let forget = sqlx::query(sql::FORGET_REPLICAS).bind(forget.0).execute(&mut *writer).await;
+        forget.map(drop).map_err(classify)
+    }
+
+    async fn replicas(&self) -> Result<Vec<Replica>, StoreError> {
+        reads::replicas(&self.readers).await
     }
 
     async fn scrub(&self) -> Result<(), StoreError> {
@@ -173,27 +231,27 @@ impl Store for SqliteStore {
     }
 
     async fn newest_checkpoint(&self) -> Result<Revision, StoreError> {
-        control::newest_checkpoint(&self.readers).await
+        reads::newest_checkpoint(&self.readers).await
     }
 
     async fn records_from(&self, from: Revision, limit: u32) -> Result<Vec<SealedRecord>, StoreError> {
-        control::records_from(&self.readers, from, limit).await
+        reads::records_from(&self.readers, from, limit).await
     }
 
     async fn sealed_keys(&self) -> Result<Vec<SealedKey>, StoreError> {
-        control::sealed_keys(&self.readers).await
+        reads::sealed_keys(&self.readers).await
     }
 
     async fn writer_ends(&self) -> Result<Vec<StoredEnd>, StoreError> {
-        audit::writer_ends(&self.readers).await
+        reads::writer_ends(&self.readers).await
     }
 
     async fn rows_of_writer(&self, writer: &WriterId, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
-        audit::rows_of_writer(&self.readers, writer, after, limit).await
+        reads::rows_of_writer(&self.readers, writer, after, limit).await
     }
 
     async fn rows_of_unknown_writers(&self) -> Result<u64, StoreError> {
-        audit::rows_of_unknown_writers(&self.readers).await
+        reads::rows_of_unknown_writers(&self.readers).await
     }
 
     async fn list_rows(
@@ -202,7 +260,7 @@ impl Store for SqliteStore {
         after: &AuditCursor,
         limit: u32,
     ) -> Result<Vec<AuditRow>, StoreError> {
-        audit::list_rows(&self.readers, filter, after, limit).await
+        reads::list_rows(&self.readers, filter, after, limit).await
     }
 
     async fn prunable(
@@ -211,30 +269,47 @@ impl Store for SqliteStore {
         before: UnixMillis,
         now_s: i64,
     ) -> Result<Option<(u64, Chain)>, StoreError> {
-        audit::prunable(&self.readers, writer, before, now_s).await
+        reads::prunable(&self.readers, writer, before, now_s).await
     }
 
     async fn remove_rows(&self, writer: &WriterId, upto: u64, limit: u32) -> Result<u64, StoreError> {
-        audit::remove_rows(&mut *self.writer().await?, writer, upto, limit).await
+        let query = sqlx::query(sql::REMOVE_ROWS).bind(writer.as_str()).bind(signed(upto)).bind(i64::from(limit));
+        query.execute(&mut *self.writer().await?).await.map(|done| done.rows_affected()).map_err(classify)
     }
 
-    async fn exposure_totals(
+    async fn handouts(
         &self,
-        target: &Target,
+        token: &TokenId,
+        from: UnixMillis,
+        until: UnixMillis,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>, StoreError> {
+        reads::handouts(&self.readers, token, from, until, limit).await
+    }
+
+    async fn exposure_totals(&self, under: &Under, before: Revision, now_s: i64) -> Result<ExposureTotals, StoreError> {
+        reads::exposure_totals(&self.readers, under, before, now_s).await
+    }
+
+    async fn exposure_counts(
+        &self,
+        under: &Under,
+        by: CountedBy,
         before: Revision,
         now_s: i64,
-    ) -> Result<ExposureTotals, StoreError> {
-        audit::exposure_totals(&self.readers, target, before, now_s).await
+        limit: u32,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        reads::exposure_counts(&self.readers, under, by, before, now_s, limit).await
     }
 
     async fn exposure(
         &self,
-        target: &Target,
+        under: &Under,
         before: Revision,
         now_s: i64,
         after: &ExposureCursor,
         limit: u32,
     ) -> Result<Vec<LiveToken>, StoreError> {
-        audit::exposure(&self.readers, target, before, now_s, after, limit).await
+        reads::exposure(&self.readers, under, before, now_s, after, limit).await
     }
 }

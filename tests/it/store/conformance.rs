@@ -3,19 +3,26 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use p8broker::clock::UnixMillis;
+use p8broker::clock::{Clock, SystemClock, UnixMillis};
+use p8broker::config::{StoreAt, StoreConfig};
 use p8broker::domain::audit::{AuditEvent, AuditFilter, AuditedToken, Outcome};
-use p8broker::domain::target::Target;
-use p8broker::id::{Chain, ClientId, Head, KeyId, Revision, TokenId, VaultId, WriterId};
+use p8broker::id::{
+    AppGroupName, Chain, ClientId, Head, IssuerName, KeyId, PolicyName, Revision, TokenId, VaultId, WriterId,
+};
+use p8broker::metrics::Metrics;
+use p8broker::store::postgres::{PostgresStore, Settings};
 use p8broker::store::sqlite::SqliteStore;
 use p8broker::store::{
-    Append, AuditBatch, AuditCursor, ExposureCursor, Fenced, KeyBytes, SealedKey, Store, StoreError,
+    Append, AuditBatch, AuditCursor, CountedBy, ExposureCursor, Fenced, KeyBytes, Replica, SealedKey, Store,
+    StoreError, Under,
 };
 use p8broker::vault::audit_chain::WriterEnd;
 use p8broker::vault::keyring::Keyring;
 use p8broker::vault::log::SealedRecord;
 use p8broker::vault::unseal::{Method, SealRow, parse_key_file};
 use tempfile::TempDir;
+
+use crate::harness::new_database;
 
 struct Fixture {
     keyring: Keyring,
@@ -72,11 +79,17 @@ impl Fixture {
             previous: self.head.chain,
             sealed: vec![7; 100],
         };
-        Append { expected: self.head, record, audit: self.batch(vec![self.event(None)]), keys, seal: None }
+        Append {
+            expected: self.head,
+            records: vec![record],
+            audit: self.batch(vec![self.event(None)]),
+            keys,
+            seal: None,
+        }
     }
 
     fn moved(&mut self, append: &Append) {
-        self.head = append.record.head();
+        self.head = append.head();
         self.end = append.audit.end.clone();
     }
 
@@ -101,7 +114,43 @@ async fn suite(store: &dyn Store) {
     fence(store, &mut fixture).await;
     keys(store, &mut fixture).await;
     exposure(store, &mut fixture).await;
+    groups(store, &mut fixture).await;
+    replicas(store).await;
     listing_and_pruning(store, &mut fixture).await;
+}
+
+/// Records that are appended together are there together, or not at all.
+async fn groups(store: &dyn Store, fixture: &mut Fixture) {
+    let mut group = fixture.append(vec![]);
+    let second = SealedRecord {
+        revision: group.head().revision.next(),
+        checkpoint: true,
+        previous: group.head().chain,
+        sealed: vec![8; 50],
+    };
+    group.records.push(second.clone());
+    let lost = Append { expected: Head::default(), ..group.clone() };
+    assert_eq!(store.append(&lost).await.unwrap(), Fenced::HeadMoved);
+    assert_eq!(store.append(&group).await.unwrap(), Fenced::Committed);
+    assert_eq!(store.head().await.unwrap(), second.head());
+    assert_eq!(store.newest_checkpoint().await.unwrap(), second.revision);
+    assert_eq!(store.records_from(fixture.head.revision.next(), 10).await.unwrap(), group.records);
+    fixture.moved(&group);
+}
+
+async fn replicas(store: &dyn Store) {
+    let replica = |name: &str, seen: i64| Replica {
+        name: name.to_owned(),
+        version: "1.2.3".to_owned(),
+        phase: "OPEN".to_owned(),
+        revision: Revision(7),
+        started: UnixMillis(1),
+        seen: UnixMillis(seen),
+    };
+    store.report(&replica("b", 10), UnixMillis(0)).await.unwrap();
+    store.report(&replica("a", 20), UnixMillis(0)).await.unwrap();
+    store.report(&replica("a", 30), UnixMillis(11)).await.unwrap();
+    assert_eq!(store.replicas().await.unwrap(), [replica("a", 30)], "described anew, and a quiet one forgotten");
 }
 
 async fn fence(store: &dyn Store, fixture: &mut Fixture) {
@@ -133,7 +182,7 @@ async fn fence(store: &dyn Store, fixture: &mut Fixture) {
     assert_eq!(store.commit_rows(Some(fixture.head), &late).await.unwrap(), Fenced::HeadMoved);
     fixture.moved(&append);
     assert_eq!(store.head().await.unwrap(), fixture.head);
-    assert_eq!(store.records_from(Revision(2), 10).await.unwrap(), [append.record]);
+    assert_eq!(store.records_from(Revision(2), 10).await.unwrap(), append.records);
     let large = fixture.batch((0..150).map(|_| fixture.event(None)).collect());
     assert_eq!(store.commit_rows(Some(fixture.head), &large).await.unwrap(), Fenced::Committed);
     fixture.end = large.end;
@@ -172,7 +221,7 @@ async fn exposure(store: &dyn Store, fixture: &mut Fixture) {
     let batch = fixture.batch(events);
     assert_eq!(store.commit_rows(Some(fixture.head), &batch).await.unwrap(), Fenced::Committed);
     fixture.end = batch.end;
-    let client = Target::Client(ClientId::parse("spiffe://a/b").unwrap());
+    let client = Under::Client(ClientId::parse("spiffe://a/b").unwrap());
     let next = fixture.head.revision.next();
     let totals = store.exposure_totals(&client, next, 1012).await.unwrap();
     assert_eq!((totals.count, totals.last_expires_at), (7, Some(1019)), "alive is strictly after now");
@@ -189,8 +238,33 @@ async fn exposure(store: &dyn Store, fixture: &mut Fixture) {
     let rest = store.exposure(&client, next, 1012, &after, 4).await.unwrap();
     let times: Vec<i64> = first.iter().chain(&rest).map(|token| token.expires_at).collect();
     assert_eq!(times, (1013..1020).collect::<Vec<_>>());
-    let other = Target::Client(ClientId::parse("spiffe://a/c").unwrap());
+    let other = Under::Client(ClientId::parse("spiffe://a/c").unwrap());
     assert_eq!(store.exposure_totals(&other, next, 0).await.unwrap().count, 0);
+    let key = |text: &str| KeyId::parse(text).unwrap();
+    let dies_last = TokenId::from_digest(&[19; 32]);
+    for (under, count) in [
+        (Under::Everything, 7),
+        (Under::Token(dies_last.clone()), 1),
+        (Under::Policy(PolicyName::parse("p").unwrap()), 7),
+        (Under::Policy(PolicyName::parse("q").unwrap()), 0),
+        (Under::AppGroup(AppGroupName::parse("g").unwrap()), 7),
+        (Under::Keys(vec![key("BBBBBBBBBB"), key("AAAAAAAAAA")]), 7),
+        (Under::Keys(vec![key("BBBBBBBBBB")]), 0),
+        (Under::Keys(vec![]), 0),
+        (Under::Issuer(IssuerName::parse("github").unwrap()), 0),
+    ] {
+        assert_eq!(store.exposure_totals(&under, next, 1012).await.unwrap().count, count, "{under:?}");
+        for (by, name) in
+            [(CountedBy::Client, "spiffe://a/b"), (CountedBy::Policy, "p"), (CountedBy::Key, "AAAAAAAAAA")]
+        {
+            let counts = store.exposure_counts(&under, by, next, 1012, 10).await.unwrap();
+            let expected: Vec<_> = (count > 0).then(|| (name.to_owned(), count)).into_iter().collect();
+            assert_eq!(counts, expected, "{under:?} {by:?}");
+        }
+    }
+    let handouts = store.handouts(&dies_last, UnixMillis(0), UnixMillis(2000), 10).await.unwrap();
+    assert_eq!(handouts.len(), 2, "each time that it was handed out");
+    assert_eq!(store.handouts(&dies_last, UnixMillis(1001), UnixMillis(2000), 10).await.unwrap(), []);
 }
 
 async fn listing_and_pruning(store: &dyn Store, fixture: &mut Fixture) {
@@ -219,6 +293,127 @@ async fn listing_and_pruning(store: &dyn Store, fixture: &mut Fixture) {
     }
     assert_eq!(removed, upto);
     assert_eq!(store.rows_of_writer(id, 0, 1000).await.unwrap(), all[usize::try_from(upto).unwrap()..]);
+}
+
+#[tokio::test]
+async fn postgres_passes_the_suite_and_keeps_what_it_acknowledged() {
+    let settings = settings(&new_database().await);
+    let store = PostgresStore::open(settings.clone(), &Metrics::new().unwrap()).await.unwrap();
+    suite(&store).await;
+    let (head, ends) = (store.head().await.unwrap(), store.writer_ends().await.unwrap());
+    store.close().await;
+    assert!(
+        store.head().await.is_err() && store.commit_rows(None, &Fixture::new().batch(vec![])).await.is_err(),
+        "closed"
+    );
+    let store = PostgresStore::open(settings, &Metrics::new().unwrap()).await.unwrap();
+    assert_eq!((store.head().await.unwrap(), store.writer_ends().await.unwrap()), (head, ends));
+    store.close().await;
+}
+
+fn settings(url: &str) -> Settings {
+    match StoreConfig::url(url).at().unwrap() {
+        StoreAt::Postgres(settings) => settings,
+        StoreAt::Sqlite(_) => panic!("not this one"),
+    }
+}
+
+async fn run(url: &str, sql: &str) {
+    let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(url).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap();
+}
+
+/// The pins of the fence: a session that could break it is refused by the functions themselves.
+#[tokio::test]
+async fn p5_on_postgres_the_fence_refuses_a_session_in_which_it_would_not_hold() {
+    let url = new_database().await;
+    let store = PostgresStore::open(settings(&url), &Metrics::new().unwrap()).await.unwrap();
+    let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await.unwrap();
+    for (setting, named) in [
+        ("set default_transaction_isolation = 'repeatable read'", "read committed"),
+        (
+            "set default_transaction_isolation = 'read committed'; set synchronous_commit = off",
+            "synchronous_commit is off",
+        ),
+        ("set synchronous_commit = local", "synchronous_commit is local"),
+    ] {
+        sqlx::raw_sql(setting).execute(&mut connection).await.unwrap();
+        let refused = sqlx::raw_sql("select p8broker_check_session_v1()").execute(&mut connection).await;
+        assert!(refused.unwrap_err().to_string().contains(named), "{setting}");
+    }
+    sqlx::raw_sql("set synchronous_commit = on; select p8broker_check_session_v1()")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_newer_schema_refuses_an_older_binary_and_only_then() {
+    let url = new_database().await;
+    let open = async |migrate| {
+        let settings = Settings { migrate, ..settings(&url) };
+        PostgresStore::open(settings, &Metrics::new().unwrap()).await
+    };
+    assert!(matches!(open(false).await.err(), Some(StoreError::Unfit(why)) if why.contains("p8broker migrate")));
+    assert_eq!(PostgresStore::migrate(&settings(&url)).await, Ok(2));
+    open(false).await.unwrap().close().await;
+    // A newer release that only added: both work, side by side.
+    run(&url, "insert into _sqlx_migrations select 900, 'later', now(), true, '', 1").await;
+    open(true).await.unwrap().close().await;
+    run(&url, "update schema_release set oldest = '99.0.0'").await;
+    for migrate in [true, false] {
+        assert!(matches!(open(migrate).await.err(), Some(StoreError::Unfit(why)) if why.contains("99.0.0")));
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("vault.db");
+    SqliteStore::open(&path).await.unwrap().close().await;
+    let mut connection =
+        <sqlx::SqliteConnection as sqlx::Connection>::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    sqlx::raw_sql("update schema_release set oldest = '99.0.0'").execute(&mut connection).await.unwrap();
+    assert!(matches!(SqliteStore::open(&path).await.err(), Some(StoreError::Unfit(_))));
+}
+
+#[test]
+fn both_engines_have_the_same_migrations() {
+    let names = |engine: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(engine);
+        let mut names: Vec<_> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("sqlite"), names("postgres"));
+    assert!(names("sqlite").len() >= 2);
+}
+
+#[tokio::test]
+async fn hazards_name_what_could_lose_an_acknowledged_commit() {
+    let url = new_database().await;
+    let store = PostgresStore::open(settings(&url), &Metrics::new().unwrap()).await.unwrap();
+    let names = async |at| store.hazards(at).await.unwrap().into_iter().map(|hazard| hazard.name).collect::<Vec<_>>();
+    let now = SystemClock.now();
+    assert_eq!(names(now).await, [""; 0]);
+    assert_eq!(names(UnixMillis(now.0 + 60_000)).await, ["CLOCKS_APART"]);
+    let role = "alter role p8broker set synchronous_commit = off";
+    run(
+        &url,
+        &role.replace(
+            "role p8broker",
+            &format!("database {}", url.rsplit('/').next().unwrap().split('?').next().unwrap()),
+        ),
+    )
+    .await;
+    let other = PostgresStore::open(settings(&url), &Metrics::new().unwrap()).await.unwrap();
+    let found = other.hazards(now).await.unwrap();
+    assert_eq!(found.first().map(|hazard| hazard.name), Some("SYNCHRONOUS_COMMIT_OFF"), "{found:?}");
+    // And the broker's own sessions are pinned all the same.
+    let mut fixture = Fixture::initialised(&other).await;
+    let append = fixture.append(vec![]);
+    assert_eq!(other.append(&append).await.unwrap(), Fenced::Committed);
+    fixture.moved(&append);
+    other.close().await;
+    store.close().await;
 }
 
 #[tokio::test]

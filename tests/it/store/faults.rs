@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use async_trait::async_trait;
 use p8broker::clock::UnixMillis;
 use p8broker::domain::audit::{AuditFilter, AuditRow, LiveToken};
-use p8broker::domain::target::Target;
 use p8broker::grpc::proto;
-use p8broker::id::{Chain, Head, Revision, WriterId};
+use p8broker::id::{Chain, Head, Revision, TokenId, WriterId};
 use p8broker::store::{
-    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureTotals, Fenced, SealedKey, Store, StoreError, StoredEnd,
+    Append, AuditBatch, AuditCursor, CountedBy, ExposureCursor, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
+    Store, StoreError, StoredEnd, Under,
 };
 use p8broker::vault::log::SealedRecord;
 use p8broker::vault::unseal::SealRow;
@@ -123,25 +123,63 @@ impl Store for Faulty {
         self.inner.remove_rows(writer, upto, limit).await
     }
 
-    async fn exposure_totals(
+    /// As if every notification were lost.
+    async fn hint(&self) {
+        std::future::pending().await
+    }
+
+    async fn hazards(&self, now: UnixMillis) -> Result<Vec<Hazard>, StoreError> {
+        self.inner.hazards(now).await
+    }
+
+    async fn report(&self, replica: &Replica, forget: UnixMillis) -> Result<(), StoreError> {
+        self.inner.report(replica, forget).await
+    }
+
+    async fn replicas(&self) -> Result<Vec<Replica>, StoreError> {
+        self.inner.replicas().await
+    }
+
+    async fn handouts(
         &self,
-        target: &Target,
+        token: &TokenId,
+        from: UnixMillis,
+        until: UnixMillis,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>, StoreError> {
+        self.inner.handouts(token, from, until, limit).await
+    }
+
+    async fn exposure_totals(&self, under: &Under, before: Revision, now_s: i64) -> Result<ExposureTotals, StoreError> {
+        self.inner.exposure_totals(under, before, now_s).await
+    }
+
+    async fn exposure_counts(
+        &self,
+        under: &Under,
+        by: CountedBy,
         before: Revision,
         now_s: i64,
-    ) -> Result<ExposureTotals, StoreError> {
-        self.inner.exposure_totals(target, before, now_s).await
+        limit: u32,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        self.inner.exposure_counts(under, by, before, now_s, limit).await
     }
 
     async fn exposure(
         &self,
-        target: &Target,
+        under: &Under,
         before: Revision,
         now_s: i64,
         after: &ExposureCursor,
         limit: u32,
     ) -> Result<Vec<LiveToken>, StoreError> {
-        self.inner.exposure(target, before, now_s, after, limit).await
+        self.inner.exposure(under, before, now_s, after, limit).await
     }
+}
+
+/// A store that works, but never hears of what other replicas do.
+pub fn deaf() -> Wrap {
+    Box::new(|inner| Arc::new(Faulty { inner, switch: Switch::default() }))
 }
 
 async fn faulty() -> (Broker, Switch) {

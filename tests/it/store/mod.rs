@@ -1,4 +1,4 @@
 //! What every engine must do, and what the broker does where one fails.
 
 mod conformance;
-mod faults;
+pub mod faults;

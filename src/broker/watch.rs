@@ -1,0 +1,274 @@
+//! Tells clients what of their own is revoked, as it happens.
+//!
+//! Steps, for each revocation that following brings: ask the database for the live tokens under it; hand each watching
+//! client the ids of its own, and nothing of anyone else's; then say that everything up to this revision has been told.
+//! Asking the database, rather than the policies, is what makes it exact: a policy may have changed since it granted.
+//!
+//! A watch that resumes is told what was revoked after its revision from the state, which keeps the newest revocation of
+//! everything; so a checkpoint loses nothing. One that reads too slowly is told to resynchronise and never holds up others.
+//!
+//! # Invariants
+//! - `INV-WATCH-1`: a client is told of its own tokens alone.
+//! - `INV-WATCH-2`: a heartbeat with revision R comes after everything of the client's that was revoked up to R.
+//! - Non-goal: nothing is *correct* because of a watch. The fence is what stops tokens; this only makes clients fast.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::mpsc;
+
+use super::error::BrokerError;
+use super::follow::Follow;
+use super::revoke::under;
+use super::{Broker, Caller};
+use crate::clock::{Clock, Stopwatch};
+use crate::domain::state::{Revocation, State};
+use crate::domain::target::Target;
+use crate::id::{ClientId, Revision};
+use crate::store::{ExposureCursor, StoreError};
+
+/// Events that wait for one slow reader.
+const QUEUE: usize = 16;
+
+/// Token ids in one event; more come in further events.
+const MOST_IDS: usize = 1000;
+
+/// Tokens asked for at a time.
+const PAGE: u32 = 5000;
+
+/// Watches of one client at a time.
+const MOST_OF_ONE: usize = 64;
+
+/// What a watch is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happened {
+    /// Tokens of this client were revoked, by a revocation of this target.
+    Revoked(Target, Arc<[String]>),
+    /// Something may be missing: what is held must be looked at anew.
+    Resynchronise,
+}
+
+/// One thing that a watch is told, and the revision it happened at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The revision.
+    pub revision: Revision,
+    /// What happened.
+    pub happened: Happened,
+}
+
+/// One open watch.
+pub struct Watch {
+    told: mpsc::Receiver<Told>,
+    entry: Arc<Entry>,
+    watchers: Arc<Watchers>,
+    follow: Arc<Follow>,
+    client: ClientId,
+}
+
+/// The end of a watch where the broker puts things in.
+#[derive(Debug)]
+struct Entry {
+    tell: mpsc::Sender<Told>,
+    lagged: AtomicBool,
+}
+
+/// Every open watch of one replica, by client.
+#[derive(Debug, Default)]
+pub(super) struct Watchers {
+    open: RwLock<HashMap<ClientId, Vec<Arc<Entry>>>>,
+    /// Everything up to here has been put into the queues.
+    told: AtomicU64,
+}
+
+impl Entry {
+    fn put(&self, told: Told) -> bool {
+        let taken = self.tell.try_send(told).is_ok();
+        if !taken {
+            self.lagged.store(true, Ordering::SeqCst);
+        }
+        taken
+    }
+}
+
+impl Watchers {
+    /// Tells of revocations until the vault ends; then every watch ends, too.
+    pub(super) async fn run(self: Arc<Self>, follow: Arc<Follow>, clock: Arc<dyn Clock>) {
+        let mut moved = follow.moved.subscribe();
+        let mut told = moved.borrow_and_update().revision;
+        self.told.store(told.0, Ordering::SeqCst);
+        while let Some(Ok(())) = follow.ended.run_until_cancelled(moved.changed()).await {
+            moved.mark_unchanged();
+            let watch = Stopwatch::start();
+            let state = follow.vault.state();
+            let news: Vec<_> = state.revocations_after(told).cloned().collect();
+            for revocation in &news {
+                self.tell(&follow, &state, revocation, clock.now().seconds()).await;
+            }
+            told = state.head().revision;
+            // INVARIANT (INV-WATCH-2): said only once all of it is in the queues.
+            self.told.store(told.0, Ordering::SeqCst);
+            if !news.is_empty() {
+                follow.metrics.watch_seconds.observe(watch.seconds());
+            }
+        }
+        self.open.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    async fn tell(&self, follow: &Follow, state: &State, revocation: &Revocation, now_s: i64) {
+        if self.open.read().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            return;
+        }
+        match tokens_by_client(follow, state, revocation, None, now_s).await {
+            Ok(by_client) => {
+                for (client, ids) in by_client {
+                    self.put(follow, &client, revocation, &ids);
+                }
+                // A revoked client without a token is told, too: its watch ends.
+                if let Target::Client(client) = &revocation.target {
+                    self.put(follow, client, revocation, &[]);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what was revoked can't be told one by one; watchers resynchronise");
+                let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+                for entry in open.values().flatten() {
+                    entry.put(Told { revision: revocation.revision, happened: Happened::Resynchronise });
+                }
+            }
+        }
+    }
+
+    fn put(&self, follow: &Follow, client: &ClientId, revocation: &Revocation, ids: &[String]) {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        // INVARIANT (INV-WATCH-1): by the client's own name.
+        let Some(entries) = open.get(client) else { return };
+        for told in events(revocation, ids) {
+            for entry in entries {
+                if !entry.put(told.clone()) {
+                    follow.metrics.watchers_lagged.inc();
+                }
+            }
+        }
+    }
+}
+
+/// The events of one revocation for one client; at least one.
+fn events(revocation: &Revocation, ids: &[String]) -> Vec<Told> {
+    let one = |ids: &[String]| Told {
+        revision: revocation.revision,
+        happened: Happened::Revoked(revocation.target.clone(), ids.into()),
+    };
+    if ids.is_empty() { vec![one(ids)] } else { ids.chunks(MOST_IDS).map(one).collect() }
+}
+
+/// Live tokens under a revocation that were committed before it, by client; of one client alone where it is named.
+async fn tokens_by_client(
+    follow: &Follow,
+    state: &State,
+    revocation: &Revocation,
+    only: Option<&ClientId>,
+    now_s: i64,
+) -> Result<HashMap<ClientId, Vec<String>>, StoreError> {
+    let mut out: HashMap<ClientId, Vec<String>> = HashMap::new();
+    let mut after = ExposureCursor::default();
+    let under = under(state, &revocation.target);
+    loop {
+        let page = follow.store.exposure(&under, revocation.revision, now_s, &after, PAGE).await?;
+        for token in &page {
+            match only {
+                Some(client) if client.as_str() != token.client => {}
+                _ => {
+                    let client =
+                        ClientId::parse(&token.client).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+                    let ids = out.entry(client).or_default();
+                    if ids.last().is_none_or(|last| *last != token.id.as_str()) {
+                        ids.push(token.id.to_string());
+                    }
+                }
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == PAGE as usize => after = ExposureCursor::at(last),
+            _ => return Ok(out),
+        }
+    }
+}
+
+impl Broker {
+    /// Opens a watch of the caller's own tokens; `from` as the client names it, 0 for from now on.
+    ///
+    /// # Errors
+    /// Where the vault is not open, the client is revoked, or has too many watches.
+    pub async fn watch(&self, caller: &Caller, from: Revision) -> Result<Watch, BrokerError> {
+        let open = self.open()?;
+        let state = open.follow.catch_up().await?;
+        let client = &caller.client;
+        if state.is_client_revoked(client) {
+            return Err(BrokerError::ClientRevoked);
+        }
+        let (tell, told) = mpsc::channel(QUEUE);
+        let entry = Arc::new(Entry { tell, lagged: AtomicBool::new(from > state.head().revision) });
+        {
+            let mut all = open.watchers.open.write().unwrap_or_else(PoisonError::into_inner);
+            let mine = all.entry(client.clone()).or_default();
+            if mine.len() >= MOST_OF_ONE {
+                return Err(BrokerError::TooManyWatches(MOST_OF_ONE));
+            }
+            mine.push(Arc::clone(&entry));
+        }
+        self.parts.metrics.watchers.inc();
+        let watchers = Arc::clone(&open.watchers);
+        let watch = Watch { told, entry, watchers, follow: Arc::clone(&open.follow), client: client.clone() };
+        if from > Revision::default() {
+            // Registered first, then looked back: nothing falls between; what is told twice does no harm.
+            let now_s = self.parts.clock.now().seconds();
+            let state = open.state();
+            for revocation in state.revocations_after(from) {
+                let mine = tokens_by_client(&open.follow, &state, revocation, Some(client), now_s).await?;
+                for told in mine.get(client).into_iter().flat_map(|ids| events(revocation, ids)) {
+                    watch.entry.put(told);
+                }
+            }
+        }
+        Ok(watch)
+    }
+}
+
+impl Watch {
+    /// Waits for the next thing to tell; `None` when the vault ends. Cancel safe.
+    pub fn poll_next(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<Told>> {
+        if self.entry.lagged.load(Ordering::SeqCst) {
+            // What waits is no longer worth telling: all of it is to be looked at anew.
+            while self.told.try_recv().is_ok() {}
+            self.entry.lagged.store(false, Ordering::SeqCst);
+            let revision = self.told_up_to();
+            return std::task::Poll::Ready(Some(Told { revision, happened: Happened::Resynchronise }));
+        }
+        self.told.poll_recv(context)
+    }
+
+    /// Everything of this client's that was revoked up to here is in the queue, or was told; read it before the queue.
+    pub fn told_up_to(&self) -> Revision {
+        Revision(self.watchers.told.load(Ordering::SeqCst))
+    }
+
+    /// Whether the client itself is revoked by now.
+    pub fn is_client_revoked(&self) -> bool {
+        self.follow.vault.state().is_client_revoked(&self.client)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.follow.metrics.watchers.dec();
+        let mut open = self.watchers.open.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mine) = open.get_mut(&self.client) {
+            mine.retain(|entry| !Arc::ptr_eq(entry, &self.entry));
+            if mine.is_empty() {
+                open.remove(&self.client);
+            }
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! PostgreSQL (15 and later): the engine for any number of replicas on one primary.
+//!
+//! Three kinds of connections, so that none waits for another kind: one writes, as all writing of a replica is one task; a
+//! few read, each for one short query at a time; one listens. Every one of them is pinned at its start (`session`) to what
+//! the fence relies on, and refuses a standby.
+//!
+//! # Invariants
+//! - P4: an answer counts only after `ReadyForQuery` (PostgreSQL's protocol, "Extended Query"): a commit comes after the
+//!   row that a function returns, and may fail. So results are always read to their end.
+//! - `INV-PG-1`: no query is ever cancelled: cancelling a commit that waits for a standby makes it look acknowledged. What
+//!   takes too long has its connection closed, and its outcome is unknown.
+
+mod listener;
+mod session;
+mod settings;
+mod write;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::migrate::{Migrate, Migrator};
+use sqlx::postgres::{PgPool, PgPoolOptions, PgRow};
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::sync::Mutex;
+
+use super::reads::{self, Ask, Value, columns, signed};
+use super::schema::check_release;
+use super::{
+    Append, AuditBatch, AuditCursor, CountedBy, ExposureCursor, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
+    Store, StoreError, StoredEnd, Under, sql,
+};
+use crate::clock::UnixMillis;
+use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
+use crate::id::{Chain, Head, Revision, TokenId, WriterId};
+use crate::metrics::Metrics;
+use crate::vault::log::SealedRecord;
+use crate::vault::unseal::SealRow;
+use listener::Listener;
+use session::{Session, connect};
+pub use settings::{Settings, Source};
+
+/// Exposures, listings and the news for watchers read side by side; with more, the database's cores are shared by queries
+/// that each take longer, and three replicas stay below PostgreSQL's default of 100 connections by far.
+const READERS: u32 = 8;
+
+/// How long a question may take before its connection is given up; listings of millions of rows come in pages.
+const READ: Duration = Duration::from_secs(30);
+
+/// How long a commit of audit rows may take before its outcome is unknown: clients wait for it.
+const COMMIT: Duration = Duration::from_secs(10);
+
+/// How long a change may take: it may wait for others' commits, and ends those that hang (`write::append`).
+const APPEND: Duration = Duration::from_secs(30);
+
+/// A vault in a PostgreSQL database.
+pub struct PostgresStore {
+    settings: Settings,
+    /// `None` before the first use, after a failure, and once closed.
+    writer: Mutex<Option<Session>>,
+    readers: PgPool,
+    listener: Listener,
+    closed: std::sync::atomic::AtomicBool,
+}
+
+impl PostgresStore {
+    /// Connects, brings the schema up to date where the settings ask for it, and listens.
+    ///
+    /// # Errors
+    /// Where the database can't be reached, is a standby, or has a schema that this release must not use.
+    pub async fn open(settings: Settings, metrics: &Metrics) -> Result<Self, StoreError> {
+        let mut writer = connect(&settings).await?;
+        prepare(&mut writer.connection, settings.migrate).await?;
+        let readers = PgPoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(session::CONNECT)
+            .after_connect(|connection, _| Box::pin(async move { session::pin(connection).await.map(drop) }))
+            .connect_lazy_with(settings.options()?);
+        let listener = Listener::start(settings.clone(), metrics.listener_up.clone());
+        Ok(Self { settings, writer: Mutex::new(Some(writer)), readers, listener, closed: false.into() })
+    }
+
+    /// Brings the schema up to date, and nothing else. Answers the newest migration.
+    ///
+    /// # Errors
+    /// Where the database can't be reached, is a standby, or has a schema that this release must not use.
+    pub async fn migrate(settings: &Settings) -> Result<i64, StoreError> {
+        let mut session = connect(settings).await?;
+        prepare(&mut session.connection, true).await?;
+        Ok(migrations().iter().map(|migration| migration.version).max().unwrap_or_default())
+    }
+
+    /// Writes on the one connection that writes. Where that fails or takes too long, the connection is closed: the next
+    /// write has a new one.
+    async fn write<T>(
+        &self,
+        limit: Duration,
+        work: impl AsyncFnOnce(&mut Session) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut slot = self.writer.lock().await;
+        if self.closed.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("the database is closed".to_owned()));
+        }
+        let mut kept = slot.take();
+        if let Some(session) = &mut kept
+            && !session.is_there().await
+        {
+            kept = None;
+        }
+        let mut session = match kept {
+            Some(session) => session,
+            None => {
+                let session = connect(&self.settings).await?;
+                // A password or certificate that was replaced is what the readers need, too.
+                self.readers.set_connect_options(self.settings.options()?);
+                session
+            }
+        };
+        // INVARIANT (INV-PG-1): dropping a session closes its socket and cancels nothing.
+        match tokio::time::timeout(limit, work(&mut session)).await {
+            Ok(Ok(done)) => {
+                *slot = Some(session);
+                Ok(done)
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(StoreError::Unavailable(format!("no answer within {} s", limit.as_secs()))),
+        }
+    }
+}
+
+fn migrations() -> Migrator {
+    let mut migrations = sqlx::migrate!("migrations/postgres");
+    // Migrations that this release does not know were made by a newer one; `schema_release` says whether this one may go on.
+    migrations.set_ignore_missing(true);
+    migrations
+}
+
+async fn prepare(connection: &mut PgConnection, migrate: bool) -> Result<(), StoreError> {
+    if table_exists(connection, "schema_release").await? {
+        let oldest: Vec<String> =
+            sqlx::query_scalar(sql::OLDEST_RELEASE).fetch_all(&mut *connection).await.map_err(session::classify)?;
+        let oldest = oldest.first().ok_or_else(|| StoreError::Corrupt("schema_release is empty".to_owned()))?;
+        check_release(oldest)?;
+    }
+    let migrations = migrations();
+    if migrate {
+        // Under an advisory lock of sqlx's: of replicas that start together one migrates, and the others find it done.
+        let done = migrations.run_direct(None, connection, false).await;
+        return done.map_err(|error| match error {
+            sqlx::migrate::MigrateError::Execute(error) => session::classify(error),
+            other => StoreError::Unfit(format!("the schema can't be brought up to date: {other}")),
+        });
+    }
+    let applied = if table_exists(connection, "_sqlx_migrations").await? {
+        let applied = connection.list_applied_migrations("_sqlx_migrations").await;
+        applied.map_err(|error| StoreError::Unavailable(error.to_string()))?
+    } else {
+        Vec::new()
+    };
+    match migrations.iter().find(|ours| !applied.iter().any(|done| done.version == ours.version)) {
+        None => Ok(()),
+        Some(missing) => Err(StoreError::Unfit(format!(
+            "the schema lacks migration {}; run `p8broker migrate`, or set store.migrate",
+            missing.version
+        ))),
+    }
+}
+
+async fn table_exists(connection: &mut PgConnection, name: &str) -> Result<bool, StoreError> {
+    let query = sqlx::query_scalar("select to_regclass($1) is not null").bind(name);
+    let found: Vec<bool> = query.fetch_all(connection).await.map_err(session::classify)?;
+    Ok(found.first() == Some(&true))
+}
+
+columns!(PgRow);
+
+impl Ask for PgPool {
+    type Row = PgRow;
+
+    async fn ask(&self, sql: String, values: &[Value<'_>]) -> Result<Vec<PgRow>, StoreError> {
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for value in values {
+            query = match value {
+                Value::Text(text) => query.bind(*text),
+                Value::Maybe(text) => query.bind(*text),
+                Value::Integer(number) => query.bind(*number),
+            };
+        }
+        on_reader(self, async |connection| query.fetch_all(connection).await).await
+    }
+}
+
+/// Uses one of the readers. One that takes too long is closed, not given back.
+async fn on_reader<T>(
+    readers: &PgPool,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, StoreError> {
+    let mut reader = readers.acquire().await.map_err(session::classify)?;
+    if let Ok(done) = tokio::time::timeout(READ, work(&mut reader)).await {
+        return done.map_err(session::classify);
+    }
+    drop(reader.detach());
+    Err(StoreError::Unavailable(format!("no answer within {} s", READ.as_secs())))
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn seal_row(&self) -> Result<Option<SealRow>, StoreError> {
+        reads::seal_row(&self.readers).await
+    }
+
+    async fn head(&self) -> Result<Head, StoreError> {
+        reads::head(&self.readers).await
+    }
+
+    async fn initialise(&self, first: Append) -> Result<(), StoreError> {
+        match self.write(APPEND, async |session| write::append(session, &self.settings, &first, true).await).await? {
+            write::Appended::Committed => Ok(()),
+            write::Appended::HeadMoved | write::Appended::Initialised => Err(StoreError::AlreadyInitialised),
+        }
+    }
+
+    async fn commit_rows(&self, decided_at: Option<Head>, batch: &AuditBatch) -> Result<Fenced, StoreError> {
+        self.write(COMMIT, async |session| write::commit_rows(&mut session.connection, decided_at, batch).await).await
+    }
+
+    async fn append(&self, append: &Append) -> Result<Fenced, StoreError> {
+        match self.write(APPEND, async |session| write::append(session, &self.settings, append, false).await).await? {
+            write::Appended::Committed => Ok(Fenced::Committed),
+            write::Appended::HeadMoved | write::Appended::Initialised => Ok(Fenced::HeadMoved),
+        }
+    }
+
+    async fn hint(&self) {
+        self.listener.hint().await;
+    }
+
+    async fn hazards(&self, now: UnixMillis) -> Result<Vec<Hazard>, StoreError> {
+        on_reader(&self.readers, async |connection| session::hazards(connection, now).await).await
+    }
+
+    async fn report(&self, replica: &Replica, forget: UnixMillis) -> Result<(), StoreError> {
+        on_reader(&self.readers, async |connection| {
+            let put = sqlx::query(sql::PUT_REPLICA)
+                .bind(&replica.name)
+                .bind(&replica.version)
+                .bind(&replica.phase)
+                .bind(signed(replica.revision.0))
+                .bind(replica.started.0)
+                .bind(replica.seen.0);
+            put.execute(&mut *connection).await?;
+            sqlx::query(sql::FORGET_REPLICAS).bind(forget.0).execute(connection).await.map(drop)
+        })
+        .await
+    }
+
+    async fn replicas(&self) -> Result<Vec<Replica>, StoreError> {
+        reads::replicas(&self.readers).await
+    }
+
+    async fn scrub(&self) -> Result<(), StoreError> {
+        // INVARIANT (P6): row versions that were deleted or replaced are removed from their pages.
+        on_reader(&self.readers, async |connection| {
+            sqlx::query("vacuum sealed_keys").execute(&mut *connection).await?;
+            sqlx::query("vacuum seal").execute(connection).await.map(drop)
+        })
+        .await
+    }
+
+    async fn close(&self) {
+        self.closed.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.listener.stop().await;
+        // A peer that does not answer must not hold up the end of the process.
+        let goodbye = async {
+            self.readers.close().await;
+            if let Some(session) = self.writer.lock().await.take()
+                && let Err(error) = sqlx::Connection::close(session.connection).await
+            {
+                tracing::debug!(%error, "the database did not say goodbye");
+            }
+        };
+        let _ = tokio::time::timeout(session::CONNECT, goodbye).await;
+    }
+
+    async fn newest_checkpoint(&self) -> Result<Revision, StoreError> {
+        reads::newest_checkpoint(&self.readers).await
+    }
+
+    async fn records_from(&self, from: Revision, limit: u32) -> Result<Vec<SealedRecord>, StoreError> {
+        reads::records_from(&self.readers, from, limit).await
+    }
+
+    async fn sealed_keys(&self) -> Result<Vec<SealedKey>, StoreError> {
+        reads::sealed_keys(&self.readers).await
+    }
+
+    async fn writer_ends(&self) -> Result<Vec<StoredEnd>, StoreError> {
+        reads::writer_ends(&self.readers).await
+    }
+
+    async fn rows_of_writer(&self, writer: &WriterId, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        reads::rows_of_writer(&self.readers, writer, after, limit).await
+    }
+
+    async fn rows_of_unknown_writers(&self) -> Result<u64, StoreError> {
+        reads::rows_of_unknown_writers(&self.readers).await
+    }
+
+    async fn list_rows(
+        &self,
+        filter: &AuditFilter,
+        after: &AuditCursor,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>, StoreError> {
+        reads::list_rows(&self.readers, filter, after, limit).await
+    }
+
+    async fn prunable(
+        &self,
+        writer: &WriterId,
+        before: UnixMillis,
+        now_s: i64,
+    ) -> Result<Option<(u64, Chain)>, StoreError> {
+        reads::prunable(&self.readers, writer, before, now_s).await
+    }
+
+    async fn remove_rows(&self, writer: &WriterId, upto: u64, limit: u32) -> Result<u64, StoreError> {
+        on_reader(&self.readers, async |connection| {
+            let query = sqlx::query(sql::REMOVE_ROWS).bind(writer.as_str()).bind(signed(upto)).bind(i64::from(limit));
+            query.execute(connection).await.map(|done| done.rows_affected())
+        })
+        .await
+    }
+
+    async fn handouts(
+        &self,
+        token: &TokenId,
+        from: UnixMillis,
+        until: UnixMillis,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>, StoreError> {
+        reads::handouts(&self.readers, token, from, until, limit).await
+    }
+
+    async fn exposure_totals(&self, under: &Under, before: Revision, now_s: i64) -> Result<ExposureTotals, StoreError> {
+        reads::exposure_totals(&self.readers, under, before, now_s).await
+    }
+
+    async fn exposure_counts(
+        &self,
+        under: &Under,
+        by: CountedBy,
+        before: Revision,
+        now_s: i64,
+        limit: u32,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        reads::exposure_counts(&self.readers, under, by, before, now_s, limit).await
+    }
+
+    async fn exposure(
+        &self,
+        under: &Under,
+        before: Revision,
+        now_s: i64,
+        after: &ExposureCursor,
+        limit: u32,
+    ) -> Result<Vec<LiveToken>, StoreError> {
+        reads::exposure(&self.readers, under, before, now_s, after, limit).await
+    }
+}
