@@ -61,7 +61,8 @@ pub struct Told {
 /// One open watch.
 pub struct Watch {
     told: mpsc::Receiver<Told>,
-    entry: Arc<Entry>,
+    /// Set where something did not fit into the queue. The sending end is the watchers' alone: theirs to drop.
+    lagged: Arc<AtomicBool>,
     watchers: Arc<Watchers>,
     follow: Arc<Follow>,
     client: ClientId,
@@ -71,7 +72,7 @@ pub struct Watch {
 #[derive(Debug)]
 struct Entry {
     tell: mpsc::Sender<Told>,
-    lagged: AtomicBool,
+    lagged: Arc<AtomicBool>,
 }
 
 /// Every open watch of one replica, by client.
@@ -209,7 +210,8 @@ impl Broker {
             return Err(BrokerError::ClientRevoked);
         }
         let (tell, told) = mpsc::channel(QUEUE);
-        let entry = Arc::new(Entry { tell, lagged: AtomicBool::new(from > state.head().revision) });
+        let lagged = Arc::new(AtomicBool::new(from > state.head().revision));
+        let entry = Arc::new(Entry { tell, lagged: Arc::clone(&lagged) });
         {
             let mut all = open.watchers.open.write().unwrap_or_else(PoisonError::into_inner);
             let mine = all.entry(client.clone()).or_default();
@@ -220,7 +222,7 @@ impl Broker {
         }
         self.parts.metrics.watchers.inc();
         let watchers = Arc::clone(&open.watchers);
-        let watch = Watch { told, entry, watchers, follow: Arc::clone(&open.follow), client: client.clone() };
+        let watch = Watch { told, lagged, watchers, follow: Arc::clone(&open.follow), client: client.clone() };
         if from > Revision::default() {
             // Registered first, then looked back: nothing falls between; what is told twice does no harm.
             let now_s = self.parts.clock.now().seconds();
@@ -228,7 +230,7 @@ impl Broker {
             for revocation in state.revocations_after(from) {
                 let mine = tokens_by_client(&open.follow, &state, revocation, Some(client), now_s).await?;
                 for told in mine.get(client).into_iter().flat_map(|ids| events(revocation, ids)) {
-                    watch.entry.put(told);
+                    entry.put(told);
                 }
             }
         }
@@ -239,10 +241,10 @@ impl Broker {
 impl Watch {
     /// Waits for the next thing to tell; `None` when the vault ends. Cancel safe.
     pub fn poll_next(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<Told>> {
-        if self.entry.lagged.load(Ordering::SeqCst) {
+        if self.lagged.load(Ordering::SeqCst) {
             // What waits is no longer worth telling: all of it is to be looked at anew.
             while self.told.try_recv().is_ok() {}
-            self.entry.lagged.store(false, Ordering::SeqCst);
+            self.lagged.store(false, Ordering::SeqCst);
             let revision = self.told_up_to();
             return std::task::Poll::Ready(Some(Told { revision, happened: Happened::Resynchronise }));
         }
@@ -265,7 +267,7 @@ impl Drop for Watch {
         self.follow.metrics.watchers.dec();
         let mut open = self.watchers.open.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(mine) = open.get_mut(&self.client) {
-            mine.retain(|entry| !Arc::ptr_eq(entry, &self.entry));
+            mine.retain(|entry| !Arc::ptr_eq(&entry.lagged, &self.lagged));
             if mine.is_empty() {
                 open.remove(&self.client);
             }

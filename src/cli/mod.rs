@@ -12,6 +12,7 @@ mod panic;
 mod revoke;
 mod serve;
 mod token;
+mod watch;
 mod whois;
 
 use std::path::PathBuf;
@@ -104,19 +105,24 @@ enum Command {
 }
 
 impl Connection {
-    async fn open(&self) -> Result<Channel, CliError> {
+    /// Where to connect to, and as whom.
+    fn target(&self) -> Result<Target, CliError> {
         let missing = |flag: &str, variable: &str| {
             CliError::usage(format!(
                 "--{flag} is missing: give it, or set {variable} (`p8broker dev` writes a file to source)"
             ))
         };
-        let target = Target {
+        Ok(Target {
             addr: self.addr.clone(),
             cacert: self.cacert.clone().ok_or_else(|| missing("cacert", "P8BROKER_CACERT"))?,
             cert: self.cert.clone().ok_or_else(|| missing("cert", "P8BROKER_CERT"))?,
             key: self.key.clone().ok_or_else(|| missing("key", "P8BROKER_KEY"))?,
             server_name: self.server_name.clone(),
-        };
+        })
+    }
+
+    async fn open(&self) -> Result<Channel, CliError> {
+        let target = self.target()?;
         target.probe().await?;
         Ok(target.connect().await?)
     }

@@ -17,6 +17,8 @@ use crate::grpc::proto::token_service_client::TokenServiceClient;
 pub(super) enum TokenCommand {
     /// Issue a token, and print it.
     Issue(Issue),
+    /// Tell what of this client's is revoked, as it happens; with --app-group also keep a token, and tell each new one.
+    Watch(super::watch::Watch),
     /// Say what a live token is, by its id: one of your own or, as an operator, anybody's.
     Introspect {
         /// The token's id: 64 hex digits.
@@ -47,6 +49,7 @@ impl TokenCommand {
     pub(super) async fn run(self, connection: &Connection, print: &Printer) -> Result<(), CliError> {
         match self {
             Self::Issue(issue) => issue.run(connection, print).await,
+            Self::Watch(watch) => watch.run(connection, print).await,
             Self::Introspect { token_id } => introspect(token_id, connection, print).await,
         }
     }

@@ -13,9 +13,9 @@ pub enum Who {
     Either(Power, Power),
     /// Operators with any power.
     AnyPower,
-    /// Every client with an accepted certificate, as far as the gate goes: the use case asks for the power, on a state that
-    /// the gate does not have.
-    UseCase,
+    /// Operators with the power `administer`. While the broker refuses to serve the gate has no state to ask: the use case
+    /// does, on the one that is to be recovered.
+    Recovery,
     /// Before init and while sealed, the operators that the configuration names; once open, operators with any power.
     Bootstrap,
 }
@@ -98,7 +98,7 @@ pub const TABLE: &[Access] = &[
     read("/p8broker.v1.RevocationService/Exposure", Who::Power(Power::Revoke)),
     change("/p8broker.v1.RevocationService/Reinstate", Who::Power(Power::Administer)),
     change("/p8broker.v1.RevocationService/Revoke", Who::Power(Power::Revoke)),
-    change("/p8broker.v1.SystemService/AcceptHistory", Who::UseCase),
+    change("/p8broker.v1.SystemService/AcceptHistory", Who::Recovery),
     change("/p8broker.v1.SystemService/ConfirmRekey", Who::Power(Power::Administer)),
     change("/p8broker.v1.SystemService/Init", Who::Bootstrap),
     change("/p8broker.v1.SystemService/Rekey", Who::Power(Power::Administer)),

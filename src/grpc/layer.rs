@@ -106,7 +106,9 @@ impl Inner {
         // What the vault's state is comes first: a sealed broker knows no operators.
         let is_open = || self.broker.open().map(|_| ());
         match row.who {
-            Who::Client | Who::UseCase => Ok(()),
+            Who::Client => Ok(()),
+            Who::Recovery if open.is_none() || holds(Power::Administer) => Ok(()),
+            Who::Recovery => Err(BrokerError::LacksPower(Power::Administer)),
             Who::Power(power) => {
                 is_open().and_then(|()| if holds(power) { Ok(()) } else { Err(BrokerError::LacksPower(power)) })
             }

@@ -467,6 +467,22 @@ pub fn operator(name: &str, identity: &str, powers: &[proto::Power]) -> proto::D
     proto::Document { operators: vec![operator], ..proto::Document::default() }
 }
 
+pub fn client_id(name: &str) -> p8broker::id::ClientId {
+    p8broker::id::ClientId::parse(name).unwrap()
+}
+
+/// What somebody with a copy of a `.p8` makes of it.
+pub fn sign_elsewhere(p8: &str, claims: &str) -> String {
+    use p256::ecdsa::SigningKey;
+    use p256::ecdsa::signature::Signer;
+    use p256::pkcs8::DecodePrivateKey;
+    let key = SigningKey::from(SecretKey::from_pkcs8_pem(p8).unwrap());
+    let header = format!(r#"{{"alg":"ES256","kid":"{KEY_ID}","typ":"JWT"}}"#);
+    let signed = format!("{}.{}", BASE64URL_NOPAD.encode(header.as_bytes()), BASE64URL_NOPAD.encode(claims.as_bytes()));
+    let signature: Signature = key.sign(signed.as_bytes());
+    format!("{signed}.{}", BASE64URL_NOPAD.encode(&signature.to_bytes()))
+}
+
 pub fn target(kind: proto::TargetKind, name: &str) -> proto::Target {
     proto::Target { kind: kind.into(), name: name.to_owned() }
 }
