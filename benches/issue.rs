@@ -8,122 +8,24 @@
 #[path = "../tests/it/harness.rs"]
 mod harness;
 
-use std::net::Ipv4Addr;
+mod bare;
+
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
-use data_encoding::BASE64URL_NOPAD;
+use bare::{Figures, Served, connect, load, median};
 use harness::*;
-use p8broker::clock::{Stopwatch, SystemClock};
-use p8broker::grpc::proto;
-use p8broker::grpc::proto::token_service_server::{TokenService, TokenServiceServer};
-use p8broker::metrics::Metrics;
-use p8broker::tls::Tls;
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status};
+use p8broker::clock::Stopwatch;
 
 const ROUNDS: usize = 3;
 const IN_FLIGHT: &[usize] = &[1, 8, 64];
 
-/// Signs a claim set, and does nothing else.
-struct Bare(EcdsaKeyPair);
-
-#[tonic::async_trait]
-impl TokenService for Bare {
-    type WatchStream = tokio_stream::Empty<Result<proto::WatchResponse, Status>>;
-
-    async fn watch(&self, _: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("a benchmark"))
-    }
-
-    async fn introspect_token(
-        &self,
-        _: Request<proto::IntrospectTokenRequest>,
-    ) -> Result<Response<proto::IntrospectTokenResponse>, Status> {
-        Err(Status::unimplemented("a benchmark"))
-    }
-
-    async fn issue_token(
-        &self,
-        _: Request<proto::IssueTokenRequest>,
-    ) -> Result<Response<proto::IssueTokenResponse>, Status> {
-        let claims = r#"{"iss":"57246542-96fe-1a63-e053-0824d011072a","iat":1,"exp":2,"aud":"appstoreconnect-v1"}"#;
-        let mut token = "eyJhbGciOiJFUzI1NiIsImtpZCI6IjJYOVI0SFhGMzQiLCJ0eXAiOiJKV1QifQ.".to_owned();
-        BASE64URL_NOPAD.encode_append(claims.as_bytes(), &mut token);
-        let signature = self.0.sign(&SystemRandom::new(), token.as_bytes()).map_err(|_| Status::internal("sign"))?;
-        token.push('.');
-        BASE64URL_NOPAD.encode_append(signature.as_ref(), &mut token);
-        Ok(Response::new(proto::IssueTokenResponse { token, ..proto::IssueTokenResponse::default() }))
-    }
-}
-
-/// Requests a second, and seconds at the 50th and 99th percentile.
-#[derive(Clone, Copy)]
-struct Figures {
-    rate: f64,
-    p50: f64,
-    p99: f64,
-}
-
-async fn load(clients: &[Client], in_flight: usize, request: &proto::IssueTokenRequest, seconds: f64) -> Figures {
-    let mut tasks = JoinSet::new();
-    let whole = Stopwatch::start();
-    for nth in 0..in_flight {
-        let (mut client, request) = (clients[nth % clients.len()].clone(), request.clone());
-        tasks.spawn(async move {
-            let mut times = Vec::with_capacity(100_000);
-            while whole.seconds() < seconds {
-                let one = Stopwatch::start();
-                client.token.issue_token(request.clone()).await.unwrap();
-                times.push(one.seconds());
-            }
-            times
-        });
-    }
-    let mut times: Vec<f64> = tasks.join_all().await.into_iter().flatten().collect();
-    let took = whole.seconds();
-    times.sort_by(f64::total_cmp);
-    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
-    Figures { rate: times.len() as f64 / took, p50: at(0.5), p99: at(0.99) }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-async fn connect(target: &p8broker::client::Target, count: usize) -> Vec<Client> {
-    let mut out = Vec::new();
-    for _ in 0..count {
-        out.push(Client::new(target.connect().await.unwrap()));
-    }
-    out
-}
-
 async fn issuing() {
     let seconds = std::env::var("P8BROKER_BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2.0);
     let mut broker = Broker::start().await;
-    // The bare service, with the same certificates and the same acceptor.
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let addr = listener.local_addr().unwrap().to_string();
-    let tls = Arc::new(Tls::load(broker.config.tls_files(), Arc::new(SystemClock), Metrics::new().unwrap()).unwrap());
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let connections = tls.accept(listener, 100, &tasks, stop.clone());
-    let bare = Bare(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
-    let serving = tonic::transport::Server::builder()
-        .add_service(TokenServiceServer::new(bare))
-        .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.clone().cancelled_owned());
-    tasks.spawn(async move { serving.await.unwrap() });
-
+    let bare = Served::start(&broker).await;
     let target = broker.target(CLIENT);
-    let bare_target = p8broker::client::Target { addr, ..target.clone() };
+    let bare_target = p8broker::client::Target { addr: bare.addr.clone(), ..target.clone() };
     println!("issuing over mTLS (TLS 1.3), server and client in one process, {ROUNDS} rounds of {seconds} s, medians");
     println!("{:>9}  {:>22}  {:>28}  {:>28}", "", "bare, signs only", "fresh, durable audit", "reused, durable audit");
     println!(
@@ -152,9 +54,7 @@ async fn issuing() {
         };
         println!("{in_flight:>9}  {}  {} {:>5.2}  {} {:>5.2}", row(0), row(1), ratio(1), row(2), ratio(2));
     }
-    stop.cancel();
-    tasks.close();
-    tasks.wait().await;
+    bare.stop().await;
     broker.stop().await;
 }
 

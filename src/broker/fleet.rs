@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use super::error::BrokerError;
+use super::load;
 use super::seal::KeySource;
 use super::{Broker, Phase};
 use crate::clock::UnixMillis;
+use crate::domain::state::State;
 use crate::id::Revision;
 use crate::store::{Hazard, Replica};
 
@@ -21,6 +23,17 @@ impl Broker {
     /// This replica's name.
     pub fn replica(&self) -> &str {
         &self.parts.replica
+    }
+
+    /// Folds the log onto an earlier state of this vault: what a replica does that is behind. For measuring.
+    ///
+    /// # Errors
+    /// Where the vault is not open, or the log can't be read.
+    pub async fn replay(&self, from: State) -> Result<State, BrokerError> {
+        let open = self.open()?;
+        let keyring = open.vault.keyring();
+        let caught_up = load::catch_up(self.parts.store.as_ref(), open.id(), &keyring, from, |_| ()).await;
+        caught_up.map_err(|error| BrokerError::Internal(error.to_string()))
     }
 
     /// Writes down how this replica is; called every few seconds.

@@ -171,10 +171,11 @@ impl Broker {
         let slot = self.slot(open, caller, ask, &permit);
         let mut cached = slot.lock().await;
         if let Some(earlier) = cached.as_ref().filter(|earlier| earlier.fits(&permit, state, &caller.client)) {
-            let token = Arc::clone(&earlier.token);
+            let (token, since) = (Arc::clone(&earlier.token), earlier.revision);
             drop(cached);
             let event = event(caller, ask, &permit, &token, Outcome::Reused, decision_id);
-            return self.commit(open, event, &permit.decision(), token, decision_id).await;
+            let decision = permit.decision();
+            return self.commit(open, event, decision, &ask.request, (token, Some(since)), decision_id).await;
         }
         let issued = self.sign_and_commit(open, caller, ask, permit, state, decision_id).await?;
         if let Some(issued) = &issued {
@@ -203,30 +204,34 @@ impl Broker {
             return Ok(None);
         }
         let event = event(caller, ask, token.permit(), &token, Outcome::Signed, decision_id);
-        self.commit(open, event, &decision, Arc::new(token), decision_id).await
+        self.commit(open, event, decision, &ask.request, (Arc::new(token), None), decision_id).await
     }
 
+    /// `since` is the revision of a reused token's own row; what is signed just now has none yet.
     async fn commit(
         &self,
         open: &OpenVault,
         event: AuditEvent,
-        decision: &Decision,
-        token: Arc<SignedToken>,
+        decision: Decision,
+        request: &TokenRequest,
+        (token, since): (Arc<SignedToken>, Option<Revision>),
         decision_id: &DecisionId,
     ) -> Result<Option<Issued>, BrokerError> {
         let watch = Stopwatch::start();
-        let reused = event.outcome == Outcome::Reused;
-        let committed = open.ledger.commit(event, decision.head).await;
+        let reused = since.is_some();
+        let (signed, request) = (Arc::clone(&token), request.clone());
+        let again = move |state: &State, now| holds_again(&signed, &request, since, state, now);
+        let committed = open.ledger.commit(event, decision, Box::new(again)).await;
         self.observe("commit", watch);
         match committed {
             // INVARIANT (P4): the token is let go here, and nowhere else.
-            Committed::Yes => Ok(Some(Issued {
+            Committed::Yes(decision) => Ok(Some(Issued {
                 token,
                 revision: decision.head.revision,
                 decision_id: decision_id.clone(),
                 decided_at: decision.at,
                 reused,
-                enforced_by: decision.enforced_by.clone(),
+                enforced_by: decision.enforced_by,
             })),
             Committed::HeadMoved => Ok(None),
             Committed::Unavailable => Err(BrokerError::Unavailable(crate::store::StoreError::Unavailable(
@@ -261,6 +266,28 @@ impl Broker {
     fn observe(&self, step: &str, watch: Stopwatch) {
         self.parts.metrics.issue_seconds.with_label_values(&[step]).observe(watch.seconds());
     }
+}
+
+/// Decides a request again on a newer state, for a token that is signed already: it may go out where it is what the newer
+/// decision grants, or less.
+fn holds_again(
+    token: &SignedToken,
+    request: &TokenRequest,
+    since: Option<Revision>,
+    state: &State,
+    now: UnixMillis,
+) -> Option<Decision> {
+    let permit = decide(request, state, now).ok()?;
+    let signed = token.permit();
+    let same = permit.policy().name == signed.policy().name
+        && permit.key().id == signed.key().id
+        && permit.issuer_id() == signed.issuer_id()
+        && permit.app_group().name == signed.app_group().name
+        && permit.scope() == signed.scope()
+        && signed.expires_at() <= permit.expires_at();
+    let revoked = state.is_revoked(&Target::Token(token.id().clone()))
+        || since.is_some_and(|since| state.revoked_since(since, &signed.revocable_by(&request.client)));
+    (same && !revoked).then(|| permit.decision())
 }
 
 fn event(

@@ -12,10 +12,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Asker;
 use super::error::BrokerError;
+use crate::clock::UnixMillis;
 use crate::domain::audit::AuditEvent;
 use crate::domain::change::Change;
+use crate::domain::decide::Decision;
 use crate::domain::state::State;
-use crate::id::{Head, KeyId};
+use crate::id::KeyId;
 use crate::signer::SigningKey;
 use crate::store::KeyBytes;
 use crate::vault::keyring::Keyring;
@@ -25,12 +27,12 @@ use crate::vault::unseal::SealRow;
 const QUEUE: usize = 8192;
 
 /// What became of a token's row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[must_use]
 pub(super) enum Committed {
-    /// It is durable.
-    Yes,
-    /// The head has moved: the token must be decided again.
+    /// It is durable; with the decision that it was committed on.
+    Yes(Decision),
+    /// The head has moved, and what was decided does not hold as it is: the token must be decided again.
     HeadMoved,
     /// It could not be written.
     Unavailable,
@@ -75,9 +77,19 @@ impl Proposal {
 /// Proposes a change on a state, as often as the head moves.
 pub(super) type Propose = Box<dyn FnMut(&State, &Keyring) -> Result<Proposal, BrokerError> + Send>;
 
+/// Decides on a newer state whether a token that is signed already may go out as it is.
+pub(super) type Again = Box<dyn Fn(&State, UnixMillis) -> Option<Decision> + Send>;
+
+/// Who waits for a token's row, and what it was decided on.
+pub(super) struct Waiting {
+    pub(super) decision: Decision,
+    pub(super) again: Again,
+    pub(super) reply: oneshot::Sender<Committed>,
+}
+
 /// What waits to become durable.
 pub(super) enum Entry {
-    Token { event: AuditEvent, decided_at: Head, reply: oneshot::Sender<Committed> },
+    Token { event: AuditEvent, waiting: Waiting },
     Refusal(AuditEvent),
     Change { asker: Asker, propose: Propose, reply: oneshot::Sender<Result<Changed, BrokerError>> },
 }
@@ -94,9 +106,10 @@ impl Ledger {
     }
 
     /// Waits until a token's row is durable, or is not.
-    pub(super) async fn commit(&self, event: AuditEvent, decided_at: Head) -> Committed {
+    pub(super) async fn commit(&self, event: AuditEvent, decision: Decision, again: Again) -> Committed {
         let (reply, answer) = oneshot::channel();
-        if self.0.send(Entry::Token { event, decided_at, reply }).await.is_err() {
+        let waiting = Waiting { decision, again, reply };
+        if self.0.send(Entry::Token { event, waiting }).await.is_err() {
             // The ledger ends with the vault: decided again, the request meets the seal.
             return Committed::HeadMoved;
         }

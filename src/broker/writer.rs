@@ -2,8 +2,9 @@
 //!
 //! It drains what has queued, commits the rows in one transaction, then appends the changes in one more.
 //!
-//! Steps for rows: rows decided at another head than this replica's go back at once; the others are given their place in
-//! the chain and committed where the head in the database is still that one; only then do their waiters learn of it.
+//! Steps for rows: tokens decided at another head than this replica's are decided again, and go back where that changes
+//! anything; the others are given their place in the chain and committed where the head in the database is still that one;
+//! only then do their waiters learn of it.
 //! Steps for changes: propose each on the state that the one before it leaves (authority is checked there), seal it for that
 //! head, append all of them with their audit rows where the head in the database is still the first one's; fold, publish,
 //! move the anchor, answer. Where the head has moved, catch up and start over, until the deadline.
@@ -21,9 +22,9 @@ use super::Asker;
 use super::error::BrokerError;
 use super::follow::Follow;
 use super::group::Group;
-use super::ledger::{Changed, Committed, Entry, Ledger, Proposal, Propose};
+use super::ledger::{Changed, Committed, Entry, Ledger, Proposal, Propose, Waiting};
 use super::record::random_bits;
-use crate::clock::{Clock, Stopwatch};
+use crate::clock::{Clock, Stopwatch, UnixMillis};
 use crate::domain::audit::AuditEvent;
 use crate::domain::change::{AuditPosition, Change};
 use crate::domain::state::State;
@@ -43,8 +44,17 @@ const CHANGE_DEADLINE_S: f64 = 20.0;
 /// Records after which the whole state is written down, so that a start reads no more than these.
 const CHECKPOINT_EVERY: u64 = 1000;
 
-/// A row to commit; a token's with the head it was decided at, and who waits for it.
-type Row = (AuditEvent, Option<(Head, oneshot::Sender<Committed>)>);
+/// A token's row that loses the head this often goes back to be asked for again.
+const MOST_TRIES: u32 = 5;
+
+/// A row to commit; a token's with who waits for it.
+type Row = (AuditEvent, Option<Waiting>);
+
+/// What became of rows; those that lost the head come back.
+enum Written {
+    Committed,
+    HeadMoved(Vec<AuditEvent>),
+}
 
 /// A change that waits to be made.
 struct Wanted {
@@ -103,7 +113,7 @@ impl Writer {
         let mut changes = Vec::new();
         for entry in entries.drain(..) {
             match entry {
-                Entry::Token { event, decided_at, reply } => rows.push((event, Some((decided_at, reply)))),
+                Entry::Token { event, waiting } => rows.push((event, Some(waiting))),
                 Entry::Refusal(event) => rows.push((event, None)),
                 Entry::Change { asker, propose, reply } => changes.push(Wanted { asker, propose, reply }),
             }
@@ -115,49 +125,50 @@ impl Writer {
         }
     }
 
-    async fn commit(&mut self, rows: Vec<Row>) {
-        let head = self.follow.vault.state().head();
-        let mut events = Vec::with_capacity(rows.len());
-        let mut waiting = Vec::with_capacity(rows.len());
-        for (event, token) in rows {
-            match token {
-                // INVARIANT (P5): decided on another head means decided again.
-                Some((decided_at, reply)) if decided_at != head => drop(reply.send(Committed::HeadMoved)),
-                Some((_, reply)) => {
-                    waiting.push(reply);
-                    events.push(event);
+    /// Commits rows. Where the head moves under them, the tokens among them are decided again here, on the newer state, so
+    /// that changes of others do not starve them.
+    async fn commit(&mut self, mut rows: Vec<Row>) {
+        for _ in 0..MOST_TRIES {
+            let state = self.follow.vault.state();
+            let rows_at_head = decided_at(rows, &state, self.clock.now());
+            if rows_at_head.is_empty() {
+                return;
+            }
+            let (events, waiting): (Vec<_>, Vec<_>) = rows_at_head.into_iter().unzip();
+            let fence = waiting.iter().any(Option::is_some).then_some(state.head());
+            match self.write(events, fence).await {
+                Ok(Written::Committed) => {
+                    self.follow.metrics.last_commit.set(self.clock.now().seconds());
+                    // INVARIANT (P4): nobody is told before this line.
+                    for Waiting { decision, reply, .. } in waiting.into_iter().flatten() {
+                        let _ = reply.send(Committed::Yes(decision));
+                    }
+                    return;
                 }
-                None => events.push(event),
+                Ok(Written::HeadMoved(events)) => {
+                    self.follow.metrics.fence_retries.inc_by(waiting.iter().flatten().count() as u64);
+                    rows = events.into_iter().zip(waiting).collect();
+                    if let Err(error) = self.follow.catch_up().await {
+                        tracing::error!(%error, "the control log can't be followed");
+                        break;
+                    }
+                }
+                Err(error) => {
+                    self.follow.metrics.commit_failures.inc();
+                    tracing::error!(error = %chain(&error), "audit rows can't be written: no token leaves");
+                    for Waiting { reply, .. } in waiting.into_iter().flatten() {
+                        let _ = reply.send(Committed::Unavailable);
+                    }
+                    return;
+                }
             }
         }
-        if events.is_empty() {
-            return;
-        }
-        let fence = (!waiting.is_empty()).then_some(head);
-        let outcome = match self.write(events, fence).await {
-            Ok(Fenced::Committed) => {
-                self.follow.metrics.last_commit.set(self.clock.now().seconds());
-                Committed::Yes
-            }
-            Ok(Fenced::HeadMoved) => {
-                if let Err(error) = self.follow.catch_up().await {
-                    tracing::error!(%error, "the control log can't be followed");
-                }
-                Committed::HeadMoved
-            }
-            Err(error) => {
-                self.follow.metrics.commit_failures.inc();
-                tracing::error!(error = %chain(&error), "audit rows can't be written: no token leaves");
-                Committed::Unavailable
-            }
-        };
-        // INVARIANT (P4): nobody is told before this line.
-        for reply in waiting {
-            let _ = reply.send(outcome);
+        for Waiting { reply, .. } in rows.into_iter().filter_map(|(_, waiting)| waiting) {
+            let _ = reply.send(Committed::HeadMoved);
         }
     }
 
-    async fn write(&mut self, events: Vec<AuditEvent>, fence: Option<Head>) -> Result<Fenced, BrokerError> {
+    async fn write(&mut self, events: Vec<AuditEvent>, fence: Option<Head>) -> Result<Written, BrokerError> {
         // INVARIANT (INV-LEDGER-1): taken here and given back only after a known outcome.
         let mut end = match self.end.take() {
             Some(end) => end,
@@ -168,16 +179,23 @@ impl Writer {
         };
         if fence.is_some_and(|head| head != self.follow.vault.state().head()) {
             self.end = Some(end);
-            return Ok(Fenced::HeadMoved);
+            return Ok(Written::HeadMoved(events));
         }
         let before = end.clone();
         let keyring = self.follow.vault.keyring();
         let rows = events.into_iter().map(|event| end.push(&keyring, event)).collect::<Result<Vec<_>, _>>()?;
         let batch = AuditBatch { rows, end: end.sealed(&keyring, &self.follow.vault.id)? };
         self.follow.metrics.batch_rows.observe(batch.rows.len() as f64);
-        let fenced = self.store.commit_rows(fence, &batch).await?;
-        self.end = Some(if fenced == Fenced::Committed { batch.end } else { before });
-        Ok(fenced)
+        Ok(match self.store.commit_rows(fence, &batch).await? {
+            Fenced::Committed => {
+                self.end = Some(batch.end);
+                Written::Committed
+            }
+            Fenced::HeadMoved => {
+                self.end = Some(before);
+                Written::HeadMoved(batch.rows.into_iter().map(|row| row.event).collect())
+            }
+        })
     }
 
     /// Makes changes, as few appends as they allow.
@@ -351,6 +369,29 @@ impl Writer {
         tracing::info!(seconds = watch.seconds(), "wrote a checkpoint");
         Ok(())
     }
+}
+
+/// Rows that hold on this state: refusals, and tokens that were decided on it or, decided again, may go out as they are.
+/// The others go back.
+fn decided_at(rows: Vec<Row>, state: &State, now: UnixMillis) -> Vec<Row> {
+    let mut out = Vec::with_capacity(rows.len());
+    for (mut event, waiting) in rows {
+        let Some(mut waiting) = waiting else {
+            out.push((event, None));
+            continue;
+        };
+        // INVARIANT (P5): decided on another head means decided again.
+        if waiting.decision.head != state.head() {
+            let Some(decision) = (waiting.again)(state, now) else {
+                let _ = waiting.reply.send(Committed::HeadMoved);
+                continue;
+            };
+            event.revision = decision.head.revision;
+            waiting.decision = decision;
+        }
+        out.push((event, Some(waiting)));
+    }
+    out
 }
 
 fn no_end() -> BrokerError {

@@ -23,11 +23,17 @@ impl Playground {
     }
 
     pub async fn go_on(dir: TempDir) -> Self {
+        Self::with(dir, &[]).await
+    }
+
+    /// With further arguments.
+    pub async fn with(dir: TempDir, arguments: &[&str]) -> Self {
         // What a killed process left behind does not say that this one is ready.
         let _ = std::fs::remove_file(dir.path().join("ready.json"));
         let child = Command::new(BINARY)
             .args(["dev", "--dir"])
             .arg(dir.path())
+            .args(arguments)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(dir.path().join("stderr")).unwrap())
             .spawn()

@@ -14,6 +14,7 @@ mod audit;
 mod bad_input;
 mod chaos;
 mod cli;
+mod cli_fleet;
 mod crash;
 mod fake;
 mod fleet;
