@@ -25,6 +25,9 @@ create table replica (
 -- The live tokens of one client, for the narrow revoke that is the common one.
 create index audit_live_caller on audit (caller, expires_at) where outcome = 'SIGNED';
 
+-- The lock of the fence is the one of the table that holds the head, whatever search path leads there: an advisory lock
+-- whose key is that table's object id.
+
 -- Refuses a session in which the fence would not hold.
 create function p8broker_check_session_v1() returns void
 language plpgsql volatile as $$
@@ -75,7 +78,7 @@ begin
     perform p8broker_check_session_v1();
     if decided_revision is not null then
         -- Shared: rows of all replicas commit side by side. The statement after it sees what was committed before it.
-        perform pg_advisory_xact_lock_shared(28728, hashtext(current_schema()));
+        perform pg_advisory_xact_lock_shared('control_head'::regclass::bigint);
         if not exists (
             select 1 from control_head where revision = decided_revision and chain = decided_chain
         ) then
@@ -105,7 +108,7 @@ language plpgsql volatile as $$
 begin
     perform p8broker_check_session_v1();
     -- Exclusive: waits for the commits before it, and holds up those after it for the few statements below.
-    perform pg_advisory_xact_lock(28728, hashtext(current_schema()));
+    perform pg_advisory_xact_lock('control_head'::regclass::bigint);
     if is_first then
         if exists (select 1 from seal) or exists (select 1 from control_head where revision <> 0) then
             return 'initialised';
@@ -120,10 +123,15 @@ begin
     insert into control_head (id, revision, chain)
     select 1, max(record.revision), new_chain from unnest(record_revisions) as record (revision)
     on conflict (id) do update set revision = excluded.revision, chain = excluded.chain;
-    delete from sealed_keys where key_id = any (destroyed);
-    insert into sealed_keys (key_id, imported, sealed)
-    select * from unnest(put_ids, put_imported, put_sealed)
-    on conflict (key_id) do update set imported = excluded.imported, sealed = excluded.sealed;
+    -- Only where there is something to do: whoever writes these tables anew holds up nobody else.
+    if cardinality(destroyed) > 0 then
+        delete from sealed_keys where key_id = any (destroyed);
+    end if;
+    if cardinality(put_ids) > 0 then
+        insert into sealed_keys (key_id, imported, sealed)
+        select * from unnest(put_ids, put_imported, put_sealed)
+        on conflict (key_id) do update set imported = excluded.imported, sealed = excluded.sealed;
+    end if;
     if seal_vault is not null then
         insert into seal (id, vault, generation, method, keyring)
         values (1, seal_vault, seal_generation, seal_method, seal_keyring)

@@ -16,8 +16,14 @@ use crate::store::{Hazard, Replica};
 const FORGET_MS: i64 = 24 * 3600 * 1000;
 
 /// Every hazard that an engine may name, so that a metric that is 0 is there, too.
-const HAZARDS: &[&str] =
-    &["FSYNC_OFF", "FULL_PAGE_WRITES_OFF", "SYNCHRONOUS_COMMIT_OFF", "STANDBYS_ASYNCHRONOUS", "CLOCKS_APART"];
+const HAZARDS: &[&str] = &[
+    "FSYNC_OFF",
+    "FULL_PAGE_WRITES_OFF",
+    "SYNCHRONOUS_COMMIT_OFF",
+    "STANDBYS_ASYNCHRONOUS",
+    "NOT_THE_OWNER",
+    "CLOCKS_APART",
+];
 
 impl Broker {
     /// This replica's name.
@@ -94,6 +100,13 @@ impl Broker {
             && !self.parts.store.head().await.is_ok_and(|head| head != sealed_at)
         {
             return;
+        }
+        // Whoever saw the database without a vault may start an anchor from its beginning.
+        if matches!(&*self.phase(), Phase::NotInitialised)
+            && let Some(anchor) = &self.parts.anchor
+            && let Err(error) = anchor.begin()
+        {
+            tracing::error!(%error, path = %anchor.path().display(), "the anchor can't be started");
         }
         // An operator who is at it already goes first.
         let Ok(_one_at_a_time) = self.sealing.try_lock() else { return };

@@ -61,6 +61,9 @@ impl Broker {
     pub async fn introspect(&self, caller: &Caller, id: &TokenId) -> Result<Introspected, BrokerError> {
         let open = self.open()?;
         let state = open.follow.catch_up().await?;
+        if state.is_client_revoked(&caller.client) {
+            return Err(BrokerError::ClientRevoked);
+        }
         let sees_all =
             [Power::Audit, Power::Revoke].iter().any(|power| state.operator_with(&caller.client, *power).is_some());
         let now_s = self.parts.clock.now().seconds();
@@ -168,10 +171,15 @@ fn revoked_by(state: &State, id: &TokenId, rows: &[AuditRow]) -> Option<Target> 
     })
 }
 
-/// What stops the owner of a token: its client first; the token alone only keeps it from being reused.
+/// What stops those who got a token, from narrow to wide; the token alone only keeps it from being reused.
 fn stops(id: &TokenId, key_id: &KeyId, rows: &[AuditRow], alive: bool, state: &State) -> Vec<Target> {
-    let Some(row) = rows.first() else { return vec![Target::Key(key_id.clone())] };
-    let mut out = targets(id, row, state);
+    if rows.is_empty() {
+        return vec![Target::Key(key_id.clone())];
+    }
+    let mut out: Vec<Target> = rows.iter().flat_map(|row| targets(id, row, state)).collect();
     out.retain(|target| !state.is_revoked(target) && (alive || !matches!(target, Target::Token(_))));
+    let width = |target: &Target| Target::KINDS.iter().position(|kind| *kind == target.kind());
+    out.sort_by(|a, b| (width(a), a).cmp(&(width(b), b)));
+    out.dedup();
     out
 }

@@ -91,13 +91,17 @@ impl Cached {
     /// INVARIANT (INV-ISSUE-1), as far as the slot does not hold it already.
     fn fits(&self, permit: &Permit, state: &State, client: &ClientId) -> bool {
         let issued = self.token.permit();
-        let (now, end) = (permit.decided_at().seconds(), issued.expires_at());
-        let age = now.saturating_sub(issued.decided_at().seconds());
-        let life = end.saturating_sub(issued.decided_at().seconds());
         let mut under = issued.revocable_by(client);
         under.push(Target::Token(self.token.id().clone()));
-        age.saturating_mul(2) < life && end <= permit.expires_at() && !state.revoked_since(self.revision, &under)
+        is_before_half_life(&self.token, permit.decided_at())
+            && issued.expires_at() <= permit.expires_at()
+            && !state.revoked_since(self.revision, &under)
     }
+}
+
+fn is_before_half_life(token: &SignedToken, now: UnixMillis) -> bool {
+    let (from, end) = (token.permit().decided_at().seconds(), token.permit().expires_at());
+    now.seconds().saturating_sub(from).saturating_mul(2) < end.saturating_sub(from)
 }
 
 impl Broker {
@@ -269,7 +273,7 @@ impl Broker {
 }
 
 /// Decides a request again on a newer state, for a token that is signed already: it may go out where it is what the newer
-/// decision grants, or less.
+/// decision grants, or less, and has most of its life before it (INV-ISSUE-1).
 fn holds_again(
     token: &SignedToken,
     request: &TokenRequest,
@@ -284,7 +288,8 @@ fn holds_again(
         && permit.issuer_id() == signed.issuer_id()
         && permit.app_group().name == signed.app_group().name
         && permit.scope() == signed.scope()
-        && signed.expires_at() <= permit.expires_at();
+        && signed.expires_at() <= permit.expires_at()
+        && is_before_half_life(token, now);
     let revoked = state.is_revoked(&Target::Token(token.id().clone()))
         || since.is_some_and(|since| state.revoked_since(since, &signed.revocable_by(&request.client)));
     (same && !revoked).then(|| permit.decision())

@@ -36,7 +36,7 @@ pub use error::BrokerError;
 pub use inspect::{Introspected, Whois};
 pub use issue::{Issued, TokenAsk};
 pub use keys::{KeyAnswer, KeyImport};
-pub use revoke::{Count, Exposure, MOST_LISTED, Revoked};
+pub use revoke::{Count, CountedBy, Exposure, Revoked};
 pub use root::{RekeyStep, Rekeyed};
 pub use seal::{Initialised, KeySource, Shares, Unsealed};
 pub use watch::{Happened, Told, Watch};

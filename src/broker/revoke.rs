@@ -21,26 +21,52 @@ use crate::domain::operator::Power;
 use crate::domain::state::State;
 use crate::domain::target::Target;
 use crate::id::Revision;
-use crate::store::{CountedBy, ExposureCursor, ExposureTotals, KeyBytes, Under};
+use crate::store::{ExposureCursor, ExposureGroup, ExposureTotals, KeyBytes, Under};
 use crate::vault::keyring::Keyring;
 
 /// Most tokens that one answer lists.
-pub const MOST_LISTED: u32 = 1000;
+const MOST_LISTED: u32 = 1000;
 
 /// Most counts of one property in an answer.
-const MOST_COUNTED: u32 = 100;
+const MOST_COUNTED: usize = 100;
 
 /// Tokens alive under a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposure {
     /// Tokens committed before this revision are counted.
     pub revision: Revision,
-    /// How many, and when the last one dies.
+    /// How many, and when the last one dies; nothing on a page after the first.
     pub totals: ExposureTotals,
     /// The first of them, first to die first.
     pub tokens: Vec<LiveToken>,
+    /// Whether there are more of them after these.
+    pub more: bool,
     /// All of them by client, policy and key, largest first.
     pub counts: Vec<Count>,
+}
+
+/// What live tokens are counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CountedBy {
+    /// Who got them.
+    Client,
+    /// The policy that granted them.
+    Policy,
+    /// The key that signed them.
+    Key,
+}
+
+impl CountedBy {
+    const ALL: [Self; 3] = [Self::Client, Self::Policy, Self::Key];
+
+    /// The name, as answers spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Policy => "policy",
+            Self::Key => "key",
+        }
+    }
 }
 
 /// How many live tokens share one property.
@@ -168,22 +194,23 @@ impl Broker {
     ) -> Result<Exposure, BrokerError> {
         let now_s = self.parts.clock.now().seconds();
         let store = &self.parts.store;
-        let tokens = store.exposure(under, revision, now_s, after, MOST_LISTED).await?;
         let is_first = *after == ExposureCursor::default();
-        if is_first && tokens.len() < MOST_LISTED as usize {
-            // All of them are at hand.
-            let last_expires_at = tokens.last().map(|token| token.expires_at);
-            let totals = ExposureTotals { count: tokens.len() as u64, last_expires_at };
-            let counts = CountedBy::ALL.into_iter().flat_map(|by| counted(&tokens, by)).collect();
-            return Ok(Exposure { revision, totals, tokens, counts });
-        }
-        let totals = store.exposure_totals(under, revision, now_s).await?;
-        let mut counts = Vec::new();
-        for by in CountedBy::ALL.into_iter().filter(|_| is_first) {
-            let largest = store.exposure_counts(under, by, revision, now_s, MOST_COUNTED).await?;
-            counts.extend(largest.into_iter().map(|(name, count)| Count { by, name, count }));
-        }
-        Ok(Exposure { revision, totals, tokens, counts })
+        // One more than is listed tells whether all of them are at hand.
+        let mut tokens = store.exposure(under, revision, now_s, after, MOST_LISTED.saturating_add(1)).await?;
+        let more = tokens.len() > MOST_LISTED as usize;
+        // Sums are told once: those who go on with a next page have them.
+        let groups = match (is_first, more) {
+            (true, true) => store.exposure_groups(under, revision, now_s).await?,
+            (true, false) => tokens.iter().map(group_of).collect(),
+            (false, _) => Vec::new(),
+        };
+        tokens.truncate(MOST_LISTED as usize);
+        let totals = ExposureTotals {
+            count: groups.iter().map(|group| group.count).sum(),
+            last_expires_at: groups.iter().map(|group| group.last_expires_at).max(),
+        };
+        let counts = CountedBy::ALL.iter().flat_map(|by| counted(&groups, *by)).collect();
+        Ok(Exposure { revision, totals, tokens, more, counts })
     }
 }
 
@@ -203,21 +230,31 @@ pub(super) fn under(state: &State, target: &Target) -> Under {
     }
 }
 
-fn counted(tokens: &[LiveToken], by: CountedBy) -> Vec<Count> {
+fn group_of(token: &LiveToken) -> ExposureGroup {
+    ExposureGroup {
+        client: token.client.clone(),
+        policy: token.policy.clone(),
+        key_id: token.key_id.clone(),
+        count: 1,
+        last_expires_at: token.expires_at,
+    }
+}
+
+fn counted(groups: &[ExposureGroup], by: CountedBy) -> Vec<Count> {
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    for token in tokens {
+    for group in groups {
         let name = match by {
-            CountedBy::Client => &token.client,
-            CountedBy::Policy => &token.policy,
-            CountedBy::Key => &token.key_id,
+            CountedBy::Client => &group.client,
+            CountedBy::Policy => &group.policy,
+            CountedBy::Key => &group.key_id,
         };
         let count = counts.entry(name).or_default();
-        *count = count.saturating_add(1);
+        *count = count.saturating_add(group.count);
     }
     let mut out: Vec<Count> =
         counts.into_iter().map(|(name, count)| Count { by, name: name.to_owned(), count }).collect();
     out.sort_by_key(|it| std::cmp::Reverse(it.count));
-    out.truncate(MOST_COUNTED as usize);
+    out.truncate(MOST_COUNTED);
     out
 }
 

@@ -14,7 +14,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use tokio::sync::mpsc;
 
@@ -26,6 +26,7 @@ use crate::clock::{Clock, Stopwatch};
 use crate::domain::state::{Revocation, State};
 use crate::domain::target::Target;
 use crate::id::{ClientId, Revision};
+use crate::metrics::Metrics;
 use crate::store::{ExposureCursor, StoreError};
 
 /// Events that wait for one slow reader.
@@ -64,7 +65,9 @@ pub struct Watch {
     /// Set where something did not fit into the queue. The sending end is the watchers' alone: theirs to drop.
     lagged: Arc<AtomicBool>,
     watchers: Arc<Watchers>,
-    follow: Arc<Follow>,
+    metrics: Metrics,
+    /// INVARIANT (P7): a watch that nobody reads must not keep the root keys of a sealed vault in memory.
+    follow: Weak<Follow>,
     client: ClientId,
 }
 
@@ -222,7 +225,8 @@ impl Broker {
         }
         self.parts.metrics.watchers.inc();
         let watchers = Arc::clone(&open.watchers);
-        let watch = Watch { told, lagged, watchers, follow: Arc::clone(&open.follow), client: client.clone() };
+        let (metrics, follow) = (self.parts.metrics.clone(), Arc::downgrade(&open.follow));
+        let watch = Watch { told, lagged, watchers, metrics, follow, client: client.clone() };
         if from > Revision::default() {
             // Registered first, then looked back: nothing falls between; what is told twice does no harm.
             let now_s = self.parts.clock.now().seconds();
@@ -258,13 +262,13 @@ impl Watch {
 
     /// Whether the client itself is revoked by now.
     pub fn is_client_revoked(&self) -> bool {
-        self.follow.vault.state().is_client_revoked(&self.client)
+        self.follow.upgrade().is_none_or(|follow| follow.vault.state().is_client_revoked(&self.client))
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.follow.metrics.watchers.dec();
+        self.metrics.watchers.dec();
         let mut open = self.watchers.open.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(mine) = open.get_mut(&self.client) {
             mine.retain(|entry| !Arc::ptr_eq(&entry.lagged, &self.lagged));

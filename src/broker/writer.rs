@@ -323,6 +323,10 @@ impl Writer {
         let watch = Stopwatch::start();
         while watch.seconds() < CHANGE_DEADLINE_S {
             let state = self.follow.catch_up().await?;
+            if first.is_none() && state.sealed().is_some() {
+                // INVARIANT (P7): while a seal stands the log ends with it; who lifts it brings a first change.
+                return Err(BrokerError::Sealed { why: "an operator sealed it".to_owned() });
+            }
             let ends = self.ends_beyond(&state).await?;
             let writer = WriterId::from_random(random_bits()?);
             self.end = Some(WriterEnd::start(&self.follow.vault.keyring(), &self.follow.vault.id, writer.clone())?);

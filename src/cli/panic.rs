@@ -20,7 +20,7 @@ use crate::grpc::proto::system_service_client::SystemServiceClient;
 use crate::grpc::proto::token_service_client::TokenServiceClient;
 
 /// The steps, from narrow to wide, as `--through` takes them.
-const STEPS: [&str; 7] = ["token", "client", "policy", "app-group", "key", "account", "everything"];
+const STEPS: [&str; 8] = ["token", "client", "policy", "app-group", "key", "account", "issuer", "everything"];
 
 /// Revoke step by step.
 #[derive(Debug, Args)]

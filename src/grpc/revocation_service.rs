@@ -9,7 +9,7 @@ use super::proto::{
     RevokeRequest, RevokeResponse,
 };
 use super::{Service, caller};
-use crate::broker::{Count, MOST_LISTED, Revoked};
+use crate::broker::{Count, Revoked};
 use crate::domain::audit;
 use crate::store::ExposureCursor;
 
@@ -37,8 +37,7 @@ impl RevocationService for Service {
         let target = fields.finish(target)?;
         let after = if request.page_token.is_empty() { ExposureCursor::default() } else { place(&request.page_token)? };
         let exposure = self.0.exposure(&caller, target.as_ref(), &after).await?;
-        let full = exposure.tokens.len() == MOST_LISTED as usize;
-        let next = exposure.tokens.last().filter(|_| full);
+        let next = exposure.tokens.last().filter(|_| exposure.more);
         Ok(Response::new(ExposureResponse {
             revision: exposure.revision.0,
             count: exposure.totals.count,

@@ -44,6 +44,14 @@ impl Anchor {
         fs::metadata(&self.0).is_ok_and(|file| file.len() == 0)
     }
 
+    /// Makes the empty file that starts an anchor, where there is none.
+    ///
+    /// # Errors
+    /// Where it can't be made.
+    pub fn begin(&self) -> io::Result<()> {
+        File::options().create(true).append(true).open(&self.0).map(drop)
+    }
+
     /// What the file says; `None` where there is none yet, or an empty one.
     ///
     /// # Errors

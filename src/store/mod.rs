@@ -146,29 +146,19 @@ pub enum Under {
     Keys(Vec<KeyId>),
 }
 
-/// What live tokens are counted by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CountedBy {
+/// Live tokens of one client, under one policy, with one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExposureGroup {
     /// Who got them.
-    Client,
-    /// The policy that granted them.
-    Policy,
-    /// The key that signed them.
-    Key,
-}
-
-impl CountedBy {
-    /// All of them, from narrow to wide.
-    pub const ALL: [Self; 3] = [Self::Client, Self::Policy, Self::Key];
-
-    /// The name, as answers spell it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Policy => "policy",
-            Self::Key => "key",
-        }
-    }
+    pub client: String,
+    /// Under which policy.
+    pub policy: String,
+    /// With which key.
+    pub key_id: String,
+    /// How many there are.
+    pub count: u64,
+    /// When the last one dies, in Unix seconds.
+    pub last_expires_at: i64,
 }
 
 /// One replica, as it last described itself. Information only.
@@ -320,15 +310,13 @@ pub trait Store: Send + Sync + 'static {
     /// Sums over tokens that were committed before `before` and live after `now_s`.
     async fn exposure_totals(&self, under: &Under, before: Revision, now_s: i64) -> Result<ExposureTotals, StoreError>;
 
-    /// Those tokens, counted; largest first, at most `limit`.
-    async fn exposure_counts(
+    /// Those tokens, counted by client, policy and key.
+    async fn exposure_groups(
         &self,
         under: &Under,
-        by: CountedBy,
         before: Revision,
         now_s: i64,
-        limit: u32,
-    ) -> Result<Vec<(String, u64)>, StoreError>;
+    ) -> Result<Vec<ExposureGroup>, StoreError>;
 
     /// Those tokens, first to die first, after a place in that order, at most `limit`.
     async fn exposure(

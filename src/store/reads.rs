@@ -1,7 +1,7 @@
 //! Questions to the tables, written once for both engines: an engine says how a statement is sent, and how a column is read.
 
 use super::{
-    AuditCursor, CountedBy, ExposureCursor, ExposureTotals, Replica, SealedKey, StoreError, StoredEnd, Under, sql,
+    AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Replica, SealedKey, StoreError, StoredEnd, Under, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditEvent, AuditFilter, AuditRow, AuditedToken, LiveToken, Outcome};
@@ -31,6 +31,8 @@ pub(super) trait Columns {
 /// How an engine is asked.
 pub(super) trait Ask: Sync {
     type Row: Columns + Send + Sync;
+    /// The moment at which a token must be alive, where the asker's own is `$1`.
+    const NOW: &str;
 
     fn ask(&self, sql: String, values: &[Value<'_>])
     -> impl Future<Output = Result<Vec<Self::Row>, StoreError>> + Send;
@@ -229,30 +231,31 @@ pub(super) async fn exposure_totals(
 ) -> Result<ExposureTotals, StoreError> {
     let (condition, name) = condition(under);
     let values = [Value::Integer(now_s), Value::Integer(signed(before.0)), Value::Text(&name)];
-    let rows = ask.ask(sql::exposure_totals(condition), &values).await?;
+    let rows = ask.ask(sql::exposure_totals(now_of(ask), condition), &values).await?;
     rows.first().map_or(Ok(ExposureTotals::default()), |row| {
         Ok(ExposureTotals { count: unsigned(row.integer(0)?)?, last_expires_at: row.maybe_integer(1)? })
     })
 }
 
-pub(super) async fn exposure_counts(
+pub(super) async fn exposure_groups(
     ask: &impl Ask,
     under: &Under,
-    by: CountedBy,
     before: Revision,
     now_s: i64,
-    limit: u32,
-) -> Result<Vec<(String, u64)>, StoreError> {
-    let column = match by {
-        CountedBy::Client => "caller",
-        CountedBy::Policy => "policy",
-        CountedBy::Key => "key_id",
-    };
+) -> Result<Vec<ExposureGroup>, StoreError> {
     let (condition, name) = condition(under);
-    let values =
-        [Value::Integer(now_s), Value::Integer(signed(before.0)), Value::Text(&name), Value::Integer(limit.into())];
-    let rows = ask.ask(sql::exposure_counts(condition, column), &values).await?;
-    rows.iter().map(|row| Ok((row.text(0)?, unsigned(row.integer(1)?)?))).collect()
+    let values = [Value::Integer(now_s), Value::Integer(signed(before.0)), Value::Text(&name)];
+    ask.ask(sql::exposure_groups(now_of(ask), condition), &values).await?.iter().map(exposure_group).collect()
+}
+
+fn exposure_group(row: &impl Columns) -> Result<ExposureGroup, StoreError> {
+    Ok(ExposureGroup {
+        client: row.text(0)?,
+        policy: row.text(1)?,
+        key_id: row.text(2)?,
+        count: unsigned(row.integer(3)?)?,
+        last_expires_at: row.integer(4)?,
+    })
 }
 
 pub(super) async fn exposure(
@@ -265,7 +268,8 @@ pub(super) async fn exposure(
 ) -> Result<Vec<LiveToken>, StoreError> {
     let (condition, name) = condition(under);
     let values = [
-        Value::Integer(now_s),
+        // What dies before the place to go on from was told already: an index need not walk it again.
+        Value::Integer(now_s.max(after.expires_at.saturating_sub(1))),
         Value::Integer(signed(before.0)),
         Value::Text(&name),
         Value::Integer(after.expires_at),
@@ -274,7 +278,7 @@ pub(super) async fn exposure(
         Value::Text(&after.policy),
         Value::Integer(limit.into()),
     ];
-    ask.ask(sql::exposure(condition), &values).await?.iter().map(live_token).collect()
+    ask.ask(sql::exposure(now_of(ask), condition), &values).await?.iter().map(live_token).collect()
 }
 
 fn live_token(row: &impl Columns) -> Result<LiveToken, StoreError> {
@@ -302,6 +306,10 @@ fn replica(row: &impl Columns) -> Result<Replica, StoreError> {
         started: UnixMillis(row.integer(4)?),
         seen: UnixMillis(row.integer(5)?),
     })
+}
+
+fn now_of<A: Ask>(_: &A) -> &'static str {
+    A::NOW
 }
 
 /// What a live token must fulfil, as SQL that names `$3`, and the text that stands for it. A Key ID has ten characters, so

@@ -57,32 +57,32 @@ pub(super) fn handouts() -> String {
     )
 }
 
-/// Live tokens that fulfil a condition, which is one of this program's own and names `$3`. Two rows can be one token:
+/// Live tokens that fulfil a condition. `now` and the condition are this program's own; they name `$1` and `$3`. Two rows can be one token:
 /// claims have whole seconds, so what one caller was granted twice within a second under one policy is the same token.
-pub(super) fn exposure_totals(condition: &'static str) -> String {
-    format!("select count(*), max(expires_at) from ({}) as live", live(condition))
+pub(super) fn exposure_totals(now: &'static str, condition: &'static str) -> String {
+    format!("select count(*), max(expires_at) from ({}) as live", live(now, condition))
 }
 
 /// The same, one by one.
-pub(super) fn exposure(condition: &'static str) -> String {
+pub(super) fn exposure(now: &'static str, condition: &'static str) -> String {
     format!(
         "{} and (expires_at, token_id, caller, policy) > ($4, $5, $6, $7) \
          order by expires_at, token_id, caller, policy limit $8",
-        live(condition)
+        live(now, condition)
     )
 }
 
-/// The same, counted by one column.
-pub(super) fn exposure_counts(condition: &'static str, column: &'static str) -> String {
+/// The same, counted by who got them, under which policy and with which key.
+pub(super) fn exposure_groups(now: &'static str, condition: &'static str) -> String {
     format!(
-        "select {column}, count(*) from ({}) as live group by {column} order by count(*) desc, {column} limit $4",
-        live(condition)
+        "select caller, policy, key_id, count(*), max(expires_at) from ({}) as live group by caller, policy, key_id",
+        live(now, condition)
     )
 }
 
-fn live(condition: &'static str) -> String {
+fn live(now: &'static str, condition: &'static str) -> String {
     format!(
         "select distinct token_id, caller, policy, key_id, app_group, issued_at, expires_at from audit \
-         where outcome = 'SIGNED' and expires_at > $1 and revision < $2 and {condition}"
+         where outcome = 'SIGNED' and expires_at > {now} and revision < $2 and {condition}"
     )
 }

@@ -138,9 +138,10 @@ async fn p7_a_seal_reaches_every_replica_and_lifting_it_too() {
 
 #[tokio::test]
 async fn a_vault_that_one_replica_makes_is_found_by_the_others_and_all_describe_themselves() {
-    let options = Options { url: Some(new_database().await), ..Options::default() };
+    let options = Options { url: Some(new_database().await), anchor: true, ..Options::default() };
     let mut first = Broker::bare(options).await;
     let mut second = first.sibling(2);
+    std::fs::remove_file(second.config.anchor.file.as_ref().unwrap()).unwrap();
     second.run(None).await;
     let mut operator = second.as_(OPERATOR).await;
     operator.system.init(proto::InitRequest::default()).await.unwrap();
@@ -155,6 +156,10 @@ async fn a_vault_that_one_replica_makes_is_found_by_the_others_and_all_describe_
     .await;
     let again = operator.system.init(proto::InitRequest::default()).await;
     assert_eq!(refused(again).1, "ALREADY_INITIALISED");
+    // The one that waited has started its anchor by itself.
+    assert!(first.config.anchor.file.as_ref().unwrap().exists());
+    first.restart().await;
+    assert!(first.is_open());
     first.stop().await;
     second.stop().await;
 }
@@ -239,17 +244,46 @@ async fn a_record_that_a_newer_release_wrote_stops_a_replica() {
     cluster.stop().await;
 }
 
-/// A client stopped in the middle of a statement holds the lock of the fence; a change ends it and goes on.
+/// A client stopped in the middle of a statement holds the lock of the fence: in the middle of a commit of rows or of a
+/// change. Whoever waits for it ends it and goes on, a revoke as well as a token.
 #[tokio::test]
 async fn p5_a_client_that_hangs_while_it_holds_the_fence_is_ended() {
+    let mut cluster = Cluster::start(2).await;
+    let url = cluster.replicas[0].config.store.url.clone().unwrap().0;
+    for lock in ["pg_advisory_xact_lock_shared", "pg_advisory_xact_lock"] {
+        let mut hanging = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await.unwrap();
+        let hold = format!("begin; select {lock}('control_head'::regclass::bigint)");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(hold)).execute(&mut hanging).await.unwrap();
+        let mut client = cluster.replicas[0].as_(CLIENT).await;
+        let mut operator = cluster.replicas[0].as_(OPERATOR).await;
+        // The revoke queues behind a token that waits for the same lock.
+        let token = client.issue(ask_fresh());
+        let revoke = operator.revoke(TargetKind::Client, STRANGER);
+        let both = async { tokio::join!(token, revoke) };
+        let (token, revoke) = tokio::time::timeout(Duration::from_secs(3), both).await.expect("within 3 s");
+        token.unwrap();
+        revoke.unwrap();
+        assert!(sqlx::raw_sql("select 1").execute(&mut hanging).await.is_err(), "its connection is gone");
+        let lift =
+            proto::ReinstateRequest { target: Some(target(TargetKind::Client, STRANGER)), reason: "a test".to_owned() };
+        operator.revocation.reinstate(lift).await.unwrap();
+    }
+    cluster.stop().await;
+}
+
+/// Two replicas that reach the same tables by different search paths are held by one fence.
+#[tokio::test]
+async fn p5_the_lock_of_the_fence_is_the_tables_own_whatever_path_leads_there() {
     let mut cluster = Cluster::start(1).await;
     let url = cluster.replicas[0].config.store.url.clone().unwrap().0;
-    let mut hanging = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await.unwrap();
-    let lock = "begin; select pg_advisory_xact_lock_shared(28728, hashtext(current_schema()))";
-    sqlx::raw_sql(lock).execute(&mut hanging).await.unwrap();
-    let mut operator = cluster.replicas[0].as_(OPERATOR).await;
-    let revoke = operator.revoke(TargetKind::Client, CLIENT);
-    tokio::time::timeout(Duration::from_secs(3), revoke).await.expect("within 3 s").unwrap();
-    assert!(sqlx::raw_sql("select 1").execute(&mut hanging).await.is_err(), "its connection is gone");
+    let mut elsewhere = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await.unwrap();
+    let hold = "create schema other; set search_path = other, public; begin; \
+                select pg_advisory_xact_lock('control_head'::regclass::bigint)";
+    sqlx::raw_sql(hold).execute(&mut elsewhere).await.unwrap();
+    let mut client = cluster.replicas[0].as_(CLIENT).await;
+    let waiting = tokio::time::timeout(Duration::from_millis(300), client.issue(ask_fresh())).await;
+    assert!(waiting.is_err(), "a token waits for a change that holds the fence");
+    sqlx::raw_sql("rollback").execute(&mut elsewhere).await.unwrap();
+    client.issue(ask_fresh()).await.unwrap();
     cluster.stop().await;
 }

@@ -26,7 +26,7 @@ use tokio::sync::Mutex;
 use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
-    Append, AuditBatch, AuditCursor, CountedBy, ExposureCursor, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
     Store, StoreError, StoredEnd, Under, sql,
 };
 use crate::clock::UnixMillis;
@@ -49,6 +49,10 @@ const READ: Duration = Duration::from_secs(30);
 /// How long a commit of audit rows may take before its outcome is unknown: clients wait for it.
 const COMMIT: Duration = Duration::from_secs(10);
 
+/// How often writing the tables of keys anew is tried while somebody reads them, and how long between two tries.
+const SCRUB_TRIES: u32 = 10;
+const SCRUB_PAUSE: Duration = Duration::from_millis(200);
+
 /// How long a change may take: it may wait for others' commits, and ends those that hang (`write::append`).
 const APPEND: Duration = Duration::from_secs(30);
 
@@ -57,7 +61,7 @@ pub struct PostgresStore {
     settings: Settings,
     /// `None` before the first use, after a failure, and once closed.
     writer: Mutex<Option<Session>>,
-    readers: PgPool,
+    readers: Readers,
     listener: Listener,
     closed: std::sync::atomic::AtomicBool,
 }
@@ -76,6 +80,7 @@ impl PostgresStore {
             .after_connect(|connection, _| Box::pin(async move { session::pin(connection).await.map(drop) }))
             .connect_lazy_with(settings.options()?);
         let listener = Listener::start(settings.clone(), metrics.listener_up.clone());
+        let readers = Readers { pool: readers, settings: settings.clone() };
         Ok(Self { settings, writer: Mutex::new(Some(writer)), readers, listener, closed: false.into() })
     }
 
@@ -108,12 +113,7 @@ impl PostgresStore {
         }
         let mut session = match kept {
             Some(session) => session,
-            None => {
-                let session = connect(&self.settings).await?;
-                // A password or certificate that was replaced is what the readers need, too.
-                self.readers.set_connect_options(self.settings.options()?);
-                session
-            }
+            None => connect(&self.settings).await?,
         };
         // INVARIANT (INV-PG-1): dropping a session closes its socket and cancels nothing.
         match tokio::time::timeout(limit, work(&mut session)).await {
@@ -173,8 +173,16 @@ async fn table_exists(connection: &mut PgConnection, name: &str) -> Result<bool,
 
 columns!(PgRow);
 
-impl Ask for PgPool {
+/// Connections that read.
+struct Readers {
+    pool: PgPool,
+    settings: Settings,
+}
+
+impl Ask for Readers {
     type Row = PgRow;
+    // A replica whose clock is ahead must not take a living token for dead: the database's clock has a say.
+    const NOW: &str = "least($1, floor(extract(epoch from now()))::bigint)";
 
     async fn ask(&self, sql: String, values: &[Value<'_>]) -> Result<Vec<PgRow>, StoreError> {
         let mut query = sqlx::query(AssertSqlSafe(sql));
@@ -191,10 +199,17 @@ impl Ask for PgPool {
 
 /// Uses one of the readers. One that takes too long is closed, not given back.
 async fn on_reader<T>(
-    readers: &PgPool,
+    readers: &Readers,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
 ) -> Result<T, StoreError> {
-    let mut reader = readers.acquire().await.map_err(session::classify)?;
+    let acquired = readers.pool.acquire().await;
+    if acquired.is_err()
+        && let Ok(options) = readers.settings.options()
+    {
+        // A password or certificate that was replaced: the next connection is made with what is there now.
+        readers.pool.set_connect_options(options);
+    }
+    let mut reader = acquired.map_err(session::classify)?;
     if let Ok(done) = tokio::time::timeout(READ, work(&mut reader)).await {
         return done.map_err(session::classify);
     }
@@ -220,7 +235,7 @@ impl Store for PostgresStore {
     }
 
     async fn commit_rows(&self, decided_at: Option<Head>, batch: &AuditBatch) -> Result<Fenced, StoreError> {
-        self.write(COMMIT, async |session| write::commit_rows(&mut session.connection, decided_at, batch).await).await
+        self.write(COMMIT, async |session| write::commit_rows(session, &self.settings, decided_at, batch).await).await
     }
 
     async fn append(&self, append: &Append) -> Result<Fenced, StoreError> {
@@ -258,12 +273,29 @@ impl Store for PostgresStore {
     }
 
     async fn scrub(&self) -> Result<(), StoreError> {
-        // INVARIANT (P6): row versions that were deleted or replaced are removed from their pages.
-        on_reader(&self.readers, async |connection| {
-            sqlx::query("vacuum sealed_keys").execute(&mut *connection).await?;
-            sqlx::query("vacuum seal").execute(connection).await.map(drop)
-        })
-        .await
+        // INVARIANT (P6): the tables are written anew. A plain vacuum frees the space of old row versions, but leaves their
+        // bytes in it. Both are small: this takes milliseconds, and nothing that commits rows waits for it.
+        for _ in 0..SCRUB_TRIES {
+            let scrubbed = on_reader(&self.readers, async |connection| {
+                // Who reads the table for long is not waited for in front of others, who would then wait for this.
+                sqlx::query("set lock_timeout = '500ms'").execute(&mut *connection).await?;
+                let done = async {
+                    sqlx::query("vacuum full sealed_keys").execute(&mut *connection).await?;
+                    sqlx::query("vacuum full seal").execute(&mut *connection).await
+                };
+                let done = done.await;
+                sqlx::query("set lock_timeout = 0").execute(connection).await?;
+                done.map(drop)
+            });
+            match scrubbed.await {
+                Err(StoreError::Unavailable(why)) => {
+                    tracing::debug!(why, "the tables of keys can't be written anew yet")
+                }
+                done => return done,
+            }
+            tokio::time::sleep(SCRUB_PAUSE).await;
+        }
+        Err(StoreError::Unavailable("a reader kept the tables of keys from being written anew; try again".to_owned()))
     }
 
     async fn close(&self) {
@@ -271,7 +303,7 @@ impl Store for PostgresStore {
         self.listener.stop().await;
         // A peer that does not answer must not hold up the end of the process.
         let goodbye = async {
-            self.readers.close().await;
+            self.readers.pool.close().await;
             if let Some(session) = self.writer.lock().await.take()
                 && let Err(error) = sqlx::Connection::close(session.connection).await
             {
@@ -345,15 +377,13 @@ impl Store for PostgresStore {
         reads::exposure_totals(&self.readers, under, before, now_s).await
     }
 
-    async fn exposure_counts(
+    async fn exposure_groups(
         &self,
         under: &Under,
-        by: CountedBy,
         before: Revision,
         now_s: i64,
-        limit: u32,
-    ) -> Result<Vec<(String, u64)>, StoreError> {
-        reads::exposure_counts(&self.readers, under, by, before, now_s, limit).await
+    ) -> Result<Vec<ExposureGroup>, StoreError> {
+        reads::exposure_groups(&self.readers, under, before, now_s).await
     }
 
     async fn exposure(

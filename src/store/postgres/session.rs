@@ -31,7 +31,8 @@ const PIN: &str = "select pg_backend_pid(), pg_is_in_recovery(), current_setting
 const HAZARDS: &str = "select current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on', \
      (select reset_val from pg_settings where name = 'synchronous_commit') in ('on', 'remote_apply', 'remote_write'), \
      current_setting('synchronous_standby_names') <> '', (select count(*) from pg_stat_replication), \
-     (extract(epoch from clock_timestamp()) * 1000)::int8";
+     (extract(epoch from clock_timestamp()) * 1000)::int8, \
+     (select pg_has_role(relowner, 'usage') from pg_class where oid = 'sealed_keys'::regclass)";
 
 /// After so long without use, in seconds, a connection is asked whether it is still there.
 const IDLE_S: f64 = 1.0;
@@ -92,6 +93,7 @@ pub(super) async fn hazards(connection: &mut PgConnection, now: UnixMillis) -> R
     let row = sqlx::query(HAZARDS).fetch_one(connection).await?;
     let (fsync, full_pages, commits): (bool, bool, Option<bool>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let (synchronous, standbys, theirs): (bool, i64, i64) = (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
+    let owns: bool = row.try_get(6)?;
     let apart = now.0.saturating_sub(theirs).saturating_abs();
     let found = [
         (
@@ -120,6 +122,13 @@ pub(super) async fn hazards(connection: &mut PgConnection, now: UnixMillis) -> R
                 "{standbys} standbys stream without synchronous replication: a failover can lose acknowledged revokes; set \
             synchronous_standby_names"
             ),
+        ),
+        (
+            !owns,
+            "NOT_THE_OWNER",
+            "the broker's role does not own its tables: revoking a key can't write them anew, so that destroyed bytes may \
+             stay in their files; make it their owner"
+                .to_owned(),
         ),
         (
             apart > CLOCKS_APART_MS,

@@ -15,7 +15,7 @@ use crate::id::Head;
 use crate::store::reads::signed;
 use crate::store::{Append, AuditBatch, Fenced, KeyBytes, SealedKey, StoreError};
 
-/// How long a change waits for others before it ends those that hang, and how often it looks again.
+/// How long a statement waits for others before it ends those that hang, and how often it looks again.
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -38,16 +38,22 @@ pub(super) enum Appended {
 }
 
 pub(super) async fn commit_rows(
-    connection: &mut PgConnection,
+    session: &mut Session,
+    settings: &Settings,
     decided_at: Option<Head>,
     batch: &AuditBatch,
 ) -> Result<Fenced, StoreError> {
+    let pid = session.pid;
     let query = sqlx::query_scalar(COMMIT_ROWS)
         .bind(decided_at.map(|head| signed(head.revision.0)))
         .bind(decided_at.map(|head| head.chain.0.to_vec()));
-    // INVARIANT (P4, P5): compared and written in one transaction, and answered only after its commit.
-    let committed: Vec<bool> = bind_rows(query, batch).fetch_all(connection).await.map_err(classify)?;
-    Ok(if committed.first() == Some(&true) { Fenced::Committed } else { Fenced::HeadMoved })
+    let committing = async {
+        // INVARIANT (P4, P5): compared and written in one transaction, and answered only after its commit.
+        let committed: Vec<bool> =
+            bind_rows(query, batch).fetch_all(&mut session.connection).await.map_err(classify)?;
+        Ok(if committed.first() == Some(&true) { Fenced::Committed } else { Fenced::HeadMoved })
+    };
+    patiently(settings, pid, committing).await
 }
 
 pub(super) async fn append(
@@ -57,9 +63,17 @@ pub(super) async fn append(
     is_first: bool,
 ) -> Result<Appended, StoreError> {
     let pid = session.pid;
-    let appending = write(&mut session.connection, append, is_first);
-    tokio::pin!(appending);
-    if let Ok(done) = tokio::time::timeout(PATIENCE, &mut appending).await {
+    patiently(settings, pid, write(&mut session.connection, append, is_first)).await
+}
+
+/// Waits for a statement; where it takes long, ends what holds it up and hangs.
+async fn patiently<T>(
+    settings: &Settings,
+    pid: i32,
+    statement: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::pin!(statement);
+    if let Ok(done) = tokio::time::timeout(PATIENCE, &mut statement).await {
         return done;
     }
     loop {
@@ -67,13 +81,13 @@ pub(super) async fn append(
         let ending = async {
             match end_hanging(settings, pid).await {
                 Ok(0) => {}
-                Ok(ended) => tracing::warn!(ended, "ended connections that held up a change and did not go on"),
-                Err(error) => tracing::warn!(%error, "what holds up a change can't be looked at"),
+                Ok(ended) => tracing::warn!(ended, "ended connections that held up the fence and did not go on"),
+                Err(error) => tracing::warn!(%error, "what holds up the fence can't be looked at"),
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         };
         tokio::select! {
-            done = &mut appending => return done,
+            done = &mut statement => return done,
             () = ending => {}
         }
     }

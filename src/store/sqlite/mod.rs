@@ -23,7 +23,7 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
-    Append, AuditBatch, AuditCursor, CountedBy, ExposureCursor, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
     Store, StoreError, StoredEnd, Under, sql,
 };
 use crate::clock::UnixMillis;
@@ -146,6 +146,7 @@ columns!(SqliteRow);
 
 impl Ask for SqlitePool {
     type Row = SqliteRow;
+    const NOW: &str = "$1";
 
     async fn ask(&self, sql: String, values: &[Value<'_>]) -> Result<Vec<SqliteRow>, StoreError> {
         let mut query = sqlx::query(AssertSqlSafe(sql));
@@ -291,15 +292,13 @@ impl Store for SqliteStore {
         reads::exposure_totals(&self.readers, under, before, now_s).await
     }
 
-    async fn exposure_counts(
+    async fn exposure_groups(
         &self,
         under: &Under,
-        by: CountedBy,
         before: Revision,
         now_s: i64,
-        limit: u32,
-    ) -> Result<Vec<(String, u64)>, StoreError> {
-        reads::exposure_counts(&self.readers, under, by, before, now_s, limit).await
+    ) -> Result<Vec<ExposureGroup>, StoreError> {
+        reads::exposure_groups(&self.readers, under, before, now_s).await
     }
 
     async fn exposure(

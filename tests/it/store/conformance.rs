@@ -13,7 +13,7 @@ use p8broker::metrics::Metrics;
 use p8broker::store::postgres::{PostgresStore, Settings};
 use p8broker::store::sqlite::SqliteStore;
 use p8broker::store::{
-    Append, AuditBatch, AuditCursor, CountedBy, ExposureCursor, Fenced, KeyBytes, Replica, SealedKey, Store,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, Fenced, KeyBytes, Replica, SealedKey, Store,
     StoreError, Under,
 };
 use p8broker::vault::audit_chain::WriterEnd;
@@ -254,13 +254,15 @@ async fn exposure(store: &dyn Store, fixture: &mut Fixture) {
         (Under::Issuer(IssuerName::parse("github").unwrap()), 0),
     ] {
         assert_eq!(store.exposure_totals(&under, next, 1012).await.unwrap().count, count, "{under:?}");
-        for (by, name) in
-            [(CountedBy::Client, "spiffe://a/b"), (CountedBy::Policy, "p"), (CountedBy::Key, "AAAAAAAAAA")]
-        {
-            let counts = store.exposure_counts(&under, by, next, 1012, 10).await.unwrap();
-            let expected: Vec<_> = (count > 0).then(|| (name.to_owned(), count)).into_iter().collect();
-            assert_eq!(counts, expected, "{under:?} {by:?}");
-        }
+        let groups = store.exposure_groups(&under, next, 1012).await.unwrap();
+        let expected = (count > 0).then(|| ExposureGroup {
+            client: "spiffe://a/b".to_owned(),
+            policy: "p".to_owned(),
+            key_id: "AAAAAAAAAA".to_owned(),
+            count,
+            last_expires_at: 1019,
+        });
+        assert_eq!(groups, Vec::from_iter(expected), "{under:?}");
     }
     let handouts = store.handouts(&dies_last, UnixMillis(0), UnixMillis(2000), 10).await.unwrap();
     assert_eq!(handouts.len(), 2, "each time that it was handed out");

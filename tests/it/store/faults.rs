@@ -9,7 +9,7 @@ use p8broker::domain::audit::{AuditFilter, AuditRow, LiveToken};
 use p8broker::grpc::proto;
 use p8broker::id::{Chain, Head, Revision, TokenId, WriterId};
 use p8broker::store::{
-    Append, AuditBatch, AuditCursor, CountedBy, ExposureCursor, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
     Store, StoreError, StoredEnd, Under,
 };
 use p8broker::vault::log::SealedRecord;
@@ -154,15 +154,13 @@ impl Store for Faulty {
         self.inner.exposure_totals(under, before, now_s).await
     }
 
-    async fn exposure_counts(
+    async fn exposure_groups(
         &self,
         under: &Under,
-        by: CountedBy,
         before: Revision,
         now_s: i64,
-        limit: u32,
-    ) -> Result<Vec<(String, u64)>, StoreError> {
-        self.inner.exposure_counts(under, by, before, now_s, limit).await
+    ) -> Result<Vec<ExposureGroup>, StoreError> {
+        self.inner.exposure_groups(under, before, now_s).await
     }
 
     async fn exposure(
