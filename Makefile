@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: demo test check bench fmt lint-proto deny
+.PHONY: demo test check sim race chaos bench fmt lint-proto deny
 
 # The whole story on SQLite in a temporary folder, told to a person.
 demo:
@@ -22,10 +22,34 @@ check:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	$(CARGO) test --locked --quiet --test layering
 
+# The long forms of three tests; each prints `operations N revokes M violations 0 seed S` as its last line.
+# Random operations and faults on three replicas, against a model: SIM_OPS, SIM_SEED.
+sim:
+	rm -f target/sim-report.txt
+	SIM_OPS=$${SIM_OPS:-100000} SIM_REPORT="$(CURDIR)/target/sim-report.txt" bash tests/postgres.sh with \
+		$(CARGO) test --locked --test it -- --exact sim::p5_holds_for_random_operations_on_three_replicas --nocapture
+	@cat target/sim-report.txt
+
+# Commits and revokes racing on PostgreSQL, beside each lock strategy that was rejected: RACE_OPS.
+race:
+	rm -f target/race-report.txt
+	RACE_OPS=$${RACE_OPS:-100000} RACE_REPORT="$(CURDIR)/target/race-report.txt" bash tests/postgres.sh with \
+		$(CARGO) test --locked --test it -- store::race --nocapture
+	@cat target/race-report.txt
+
+# Real processes on a real PostgreSQL, killed, stopped, cut off and failed over: CHAOS_ROUNDS, CHAOS_SEED, CHAOS_ONLY.
+chaos:
+	rm -f target/chaos-report.txt
+	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-5} CHAOS_REPORT="$(CURDIR)/target/chaos-report.txt" bash tests/postgres.sh with \
+		$(CARGO) test --locked --test it -- --exact chaos::p5_holds_under_real_faults --nocapture
+	@cat target/chaos-report.txt
+
 # Measures; prints ratios and medians. Never part of a test.
 bench:
 	$(CARGO) bench --locked --bench issue
 	$(CARGO) bench --locked --bench startup
+	$(CARGO) bench --locked --no-run --bench fleet
+	bash tests/postgres.sh with $(CARGO) bench --locked --bench fleet
 
 fmt:
 	$(CARGO) fmt

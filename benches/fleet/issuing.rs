@@ -28,10 +28,11 @@ pub async fn run() {
         "p99 ms",
         "ratio"
     );
+    let only: Option<usize> = std::env::var("P8BROKER_BENCH_FLIGHT").ok().and_then(|text| text.parse().ok());
     for count in [1, 3] {
         let mut cluster = Cluster::start(count).await;
         let bare = Served::start(&cluster.replicas[0]).await;
-        for &in_flight in IN_FLIGHT {
+        for &in_flight in IN_FLIGHT.iter().filter(|it| only.is_none_or(|only| only == **it)) {
             let target = cluster.replicas[0].target(CLIENT);
             let theirs = connect(&Target { addr: bare.addr.clone(), ..target }, in_flight.min(8)).await;
             let mut ours = Vec::new();

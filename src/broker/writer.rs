@@ -1,6 +1,6 @@
 //! The writer: the one task of a replica that writes, and with it the fence.
 //!
-//! It drains what has queued, commits the rows in one transaction, then appends the changes in one more.
+//! It drains what has queued, appends the changes in one transaction, then commits the rows in one more.
 //!
 //! Steps for rows: tokens decided at another head than this replica's are decided again, and go back where that changes
 //! anything; the others are given their place in the chain and committed where the head in the database is still that one;
@@ -107,7 +107,7 @@ impl Writer {
         }
     }
 
-    /// Rows first, then the changes: rows were decided before them, and so are committed before them.
+    /// Changes first: a revoke waits for no row. The rows that it overtakes were decided before it, and are decided again.
     async fn take(&mut self, entries: &mut Vec<Entry>) {
         let mut rows = Vec::with_capacity(entries.len());
         let mut changes = Vec::new();
@@ -118,11 +118,11 @@ impl Writer {
                 Entry::Change { asker, propose, reply } => changes.push(Wanted { asker, propose, reply }),
             }
         }
-        self.commit(rows).await;
         while !changes.is_empty() {
             let rest = changes.split_off(changes.len().min(MOST_CHANGES));
             self.change_all(std::mem::replace(&mut changes, rest)).await;
         }
+        self.commit(rows).await;
     }
 
     /// Commits rows. Where the head moves under them, the tokens among them are decided again here, on the newer state, so
