@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a benchmark")]
 #![expect(clippy::print_stdout, unreachable_pub, dead_code, reason = "a benchmark that uses the tests' harness")]
 
-#[path = "../tests/it/harness.rs"]
+#[path = "../tests/it/harness/mod.rs"]
 mod harness;
 
 mod bare;

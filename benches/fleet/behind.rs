@@ -6,6 +6,7 @@ use p8broker::clock::Stopwatch;
 use p8broker::domain::target::Target;
 use tokio::task::JoinSet;
 
+use crate::harness::fleet::Cluster;
 use crate::harness::*;
 
 const RECORDS: u64 = 100_000;

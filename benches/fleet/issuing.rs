@@ -3,6 +3,7 @@
 use p8broker::client::Target;
 
 use crate::bare::{Figures, Served, connect, load, median};
+use crate::harness::fleet::Cluster;
 use crate::harness::*;
 
 const ROUNDS: usize = 3;

@@ -8,6 +8,7 @@ use p8broker::grpc::proto::{self, TargetKind};
 use tokio::task::JoinSet;
 
 use crate::bare::{connect, percentiles};
+use crate::harness::fleet::Cluster;
 use crate::harness::*;
 
 const REVOKES: usize = 300;

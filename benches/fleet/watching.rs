@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tonic::Streaming;
 
 use crate::bare::{Served, connect, median, percentiles};
+use crate::harness::fleet::{Cluster, in_step};
 use crate::harness::*;
 
 const WATCHES: usize = 1000;

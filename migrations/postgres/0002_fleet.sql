@@ -146,3 +146,21 @@ begin
     return 'committed';
 end
 $$;
+
+-- Writes the tables of keys anew, so that what was deleted or replaced is in none of their files any more. Emptying a table
+-- gives it a new file whatever older snapshots there are; a vacuum would keep row versions that one of them may still see.
+create function p8broker_scrub_v1() returns void
+language plpgsql volatile as $$
+declare
+    kept_keys sealed_keys[];
+    kept_seal seal[];
+begin
+    perform p8broker_check_session_v1();
+    lock table sealed_keys, seal in access exclusive mode;
+    select array_agg(kept) into kept_keys from sealed_keys as kept;
+    select array_agg(kept) into kept_seal from seal as kept;
+    truncate sealed_keys, seal;
+    insert into sealed_keys select (unnest(kept_keys)).*;
+    insert into seal select (unnest(kept_seal)).*;
+end
+$$;

@@ -110,6 +110,8 @@ impl Broker {
         }
         // An operator who is at it already goes first.
         let Ok(_one_at_a_time) = self.sealing.try_lock() else { return };
-        self.start().await;
+        if !matches!(&*self.phase(), Phase::Open(_)) {
+            self.start().await;
+        }
     }
 }

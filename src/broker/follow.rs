@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -49,6 +50,9 @@ pub(super) struct Follow {
     pub(super) moved: watch::Sender<Head>,
     /// One at a time moves the state on.
     pub(super) one: Mutex<()>,
+    /// Looks at the log that have begun, and the last one that succeeded.
+    pub(super) begun: AtomicU64,
+    pub(super) looked: AtomicU64,
 }
 
 /// What a change of this replica's own has brought beside its record.
@@ -100,17 +104,26 @@ impl Follow {
     /// # Errors
     /// Where the database is away; or where this replica must not go on, which it then does not.
     pub(super) async fn catch_up(&self) -> Result<Arc<State>, BrokerError> {
+        let seen = self.begun.load(Ordering::SeqCst);
         let _one_at_a_time = self.one.lock().await;
-        let outcome = self.follow().await;
-        match outcome {
-            Ok(state) => Ok(state),
+        // A look that began after this caller came, and found the log readable, is this caller's, too.
+        if self.looked.load(Ordering::SeqCst) > seen {
+            return Ok(self.vault.state());
+        }
+        let begun = self.begun.fetch_add(1, Ordering::SeqCst).saturating_add(1);
+        match self.follow().await {
+            Ok(state) => {
+                self.looked.store(begun, Ordering::SeqCst);
+                Ok(state)
+            }
             Err(LoadError::Store(error)) => Err(error.into()),
             Err(LoadError::Refused(refusal)) => {
                 tracing::error!(why = %refusal.why, "the broker refuses to serve");
                 self.stop(Phase::Refusing(refusal.clone()));
                 Err(BrokerError::Refusing(refusal))
             }
-            Err(error @ LoadError::NewerRoot) => Err(BrokerError::Internal(error.to_string())),
+            // It has stopped: no answer may be given on the state that it had.
+            Err(error @ LoadError::NewerRoot) => Err(BrokerError::Sealed { why: error.to_string() }),
         }
     }
 
@@ -128,7 +141,7 @@ impl Follow {
                 let why = "the unseal key was replaced and the root key rotated on another replica; unseal this one with \
                            the new unseal key";
                 self.stop(Phase::Sealed(why.to_owned()));
-                return Ok(state);
+                return Err(LoadError::NewerRoot);
             }
             fold = self.fold(&state, &mut owed).await;
         }

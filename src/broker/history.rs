@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use super::error::BrokerError;
+use super::ledger::{Proposal, Propose};
 use super::load::{self, LoadError, is_accepted};
 use super::session::Vault;
 use super::{Asker, Broker, Caller, Lost, Phase, require};
@@ -20,6 +21,7 @@ use crate::vault::keyring::Keyring;
 use crate::vault::unseal::SealRow;
 
 /// What a replica keeps while it waits for an acceptance.
+#[derive(Clone)]
 pub(super) struct Waiting {
     vault: VaultId,
     keyring: Arc<Keyring>,
@@ -51,12 +53,8 @@ impl Broker {
     ) -> Result<Revision, BrokerError> {
         let _one_at_a_time = self.sealing.lock().await;
         let lost = self.lost().ok_or(BrokerError::HistoryUnchanged)?;
-        let waiting = self.waiting.lock().await.take().ok_or(BrokerError::HistoryUnchanged)?;
-        let accepted = self.accept(caller, &lost, &waiting, (database, seen), reason).await;
-        if accepted.is_err() {
-            *self.waiting.lock().await = Some(waiting);
-        }
-        accepted
+        let waiting = self.waiting.lock().await.clone().ok_or(BrokerError::HistoryUnchanged)?;
+        self.accept(caller, &lost, &waiting, (database, seen), reason).await
     }
 
     async fn accept(
@@ -68,12 +66,12 @@ impl Broker {
         reason: String,
     ) -> Result<Revision, BrokerError> {
         let store = self.parts.store.as_ref();
-        let state = load::fold_log(store, &waiting.vault, &waiting.keyring).await.map_err(refused)?;
-        let name = require(&state, &caller.client, Power::Administer)?;
         if let Some(seen) = &waiting.seen {
             // What was lost may be the very revocation of this operator.
             require(seen, &caller.client, Power::Administer)?;
         }
+        let state = load::fold_log(store, &waiting.vault, &waiting.keyring).await.map_err(refused)?;
+        let name = require(&state, &caller.client, Power::Administer)?;
         let there = state.head().revision;
         if (database, seen) != (there, lost.seen.revision) {
             return Err(BrokerError::HistoryMoved { database: there, seen: lost.seen.revision });
@@ -83,12 +81,16 @@ impl Broker {
             identity: caller.identity.clone(),
             decision_id: self.decision_id()?,
         };
-        let change =
-            Change::HistoryAccepted { id: asker.decision_id.clone(), seen: lost.seen, database: there, reason };
+        let (client, id, seen_head) = (caller.client.clone(), asker.decision_id.clone(), lost.seen);
+        let accept: Propose = Box::new(move |state, _| {
+            require(state, &client, Power::Administer)?;
+            let (id, reason) = (id.clone(), reason.clone());
+            Ok(Proposal::of(Change::HistoryAccepted { id, seen: seen_head, database: there, reason }))
+        });
         // Loaded as at a start, but for the anchor, which is what the acceptance is about.
         let vault = load::load(store, |row| newest(&waiting.keyring, row), None).await?;
         tracing::warn!(caller = %caller.client, database = there.0, seen = seen.0, "lost history is accepted");
-        self.serve(Arc::new(vault), Some((asker, change))).await.map(|state| state.head().revision)
+        self.serve(Arc::new(vault), Some((asker, accept))).await.map(|state| state.head().revision)
     }
 
     /// Serves again where an operator accepted, on another replica, what this one saw lost.
@@ -99,10 +101,9 @@ impl Broker {
         if head == lost.database {
             return;
         }
-        let Some(waiting) = self.waiting.lock().await.take() else { return };
+        let Some(waiting) = self.waiting.lock().await.clone() else { return };
         if let Err(error) = self.reopen(&lost, &waiting).await {
             tracing::debug!(%error, "lost history is not accepted");
-            *self.waiting.lock().await = Some(waiting);
         }
     }
 

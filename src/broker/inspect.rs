@@ -68,13 +68,11 @@ impl Broker {
             [Power::Audit, Power::Revoke].iter().any(|power| state.operator_with(&caller.client, *power).is_some());
         let now_s = self.parts.clock.now().seconds();
         let store = &self.parts.store;
-        let live = store
-            .exposure(&Under::Token(id.clone()), Revision(u64::MAX), now_s, &ExposureCursor::default(), 100)
-            .await?;
-        let mut mine = live.into_iter().filter(|token| sees_all || token.client == caller.client.as_str());
-        let token = mine.next().ok_or_else(|| hidden(id))?;
-        let rows = self.rows_of(id, token.issued_at, token.expires_at).await?;
-        let revoked_by = revoked_by(&state, id, &rows);
+        // A client's question is found among its own tokens: what others hold costs it nothing, and them nothing.
+        let under = if sees_all { Under::Token(id.clone()) } else { Under::TokenOf(id.clone(), caller.client.clone()) };
+        let live = store.exposure(&under, Revision(u64::MAX), now_s, &ExposureCursor::default(), 1).await?;
+        let token = live.into_iter().next().ok_or_else(|| hidden(id))?;
+        let revoked_by = targets_of(&token, &state).into_iter().find(|it| state.revoked_since(token.revision, [it]));
         if sees_all && token.client != caller.client.as_str() {
             self.record_read(caller, "IntrospectToken", &format!("token {id}"), Some(token.key_id.clone()));
         }
@@ -145,15 +143,33 @@ fn hidden(id: &TokenId) -> BrokerError {
 /// Everything that a handed-out token can be revoked by, narrowest first.
 fn targets(id: &TokenId, row: &AuditRow, state: &State) -> Vec<Target> {
     let event = &row.event;
-    let named = |kind: &str, name: Option<&str>| name.and_then(|name| Target::parse(kind, name)).and_then(Result::ok);
-    let client = ClientId::parse(&event.caller).ok();
-    let key = event.key_id.as_deref().and_then(|key| KeyId::parse(key).ok());
+    let text = |part: &Option<String>| part.clone().unwrap_or_default();
+    targets_of(
+        &LiveToken {
+            id: id.clone(),
+            client: event.caller.clone(),
+            policy: text(&event.policy),
+            key_id: text(&event.key_id),
+            app_group: text(&event.app_group),
+            issued_at: 0,
+            expires_at: 0,
+            revision: event.revision,
+        },
+        state,
+    )
+}
+
+/// The same of one that is alive.
+pub(super) fn targets_of(token: &LiveToken, state: &State) -> Vec<Target> {
+    let named = |kind: &str, name: &str| Target::parse(kind, name).and_then(Result::ok);
+    let client = ClientId::parse(&token.client).ok();
+    let key = KeyId::parse(&token.key_id).ok();
     let account = key.as_ref().and_then(|key| state.keys().get(key)).map(|key| Target::Account(key.account.clone()));
     [
-        Some(Target::Token(id.clone())),
+        Some(Target::Token(token.id.clone())),
         client.clone().map(Target::Client),
-        named("policy", event.policy.as_deref()),
-        named("app-group", event.app_group.as_deref()),
+        named("policy", &token.policy),
+        named("app-group", &token.app_group),
         key.map(Target::Key),
         account,
         client.and_then(|client| client.issuer()).map(Target::Issuer),

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Refusal;
 use super::error::BrokerError;
@@ -30,6 +31,9 @@ const PAGE: u32 = 500;
 
 /// How often loading starts over because other replicas changed something meanwhile.
 const MOST_TRIES: u32 = 20;
+
+/// Between two tries, times the tries so far.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a vault was not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +76,7 @@ pub(super) async fn load(
     open: impl Fn(&SealRow) -> Result<Keyring, BrokerError>,
     anchor: Option<&Anchor>,
 ) -> Result<Vault, BrokerError> {
-    let mut tries = 0;
+    let mut tries = 0_u32;
     loop {
         let head = store.head().await?;
         let row = store.seal_row().await?.ok_or(BrokerError::NotInitialised)?;
@@ -85,8 +89,12 @@ pub(super) async fn load(
         tries += 1;
         // The tables are read one after the other. What does not fit may have been changed in between by another replica,
         // and then the head has moved; what does not fit although it has not is as it stands.
-        if tries < MOST_TRIES && store.head().await? != head {
-            continue;
+        if store.head().await? != head {
+            if tries < MOST_TRIES {
+                tokio::time::sleep(PAUSE.saturating_mul(tries)).await;
+                continue;
+            }
+            return Err(BrokerError::Contended);
         }
         return Err(match found {
             LoadError::Refused(refusal) => BrokerError::Refusing(refusal),

@@ -255,6 +255,17 @@ impl Broker {
         self.tasks.spawn(task);
     }
 
+    /// Does something to its end, whether or not its caller goes on waiting for it.
+    ///
+    /// # Errors
+    /// With what went wrong in it.
+    pub async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, BrokerError>> + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        self.tasks.spawn(work).await.map_err(|error| BrokerError::Internal(error.to_string()))?
+    }
+
     /// Is cancelled when the broker is about to end.
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
@@ -289,6 +300,10 @@ impl Broker {
     /// Says that the broker is about to end: what runs beside the requests ends by itself.
     pub fn begin_stop(&self) {
         self.stopping.cancel();
+        if let Phase::Open(open) = &*self.phase() {
+            // Watches would go on for ever; their clients connect to another replica.
+            open.watchers.end();
+        }
     }
 
     /// Stops: what is queued is committed, then the ledger ends and the database is closed.

@@ -5,6 +5,7 @@
 //! with the lifting; (5) what follows the log and tells watchers; (6) the phase. Nothing is served before (6).
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -13,10 +14,12 @@ use super::error::BrokerError;
 use super::follow::Follow;
 use super::history::Waiting;
 use super::issue::Tokens;
+use super::ledger::{Proposal, Propose};
 use super::load::load;
+use super::seal::Sealing;
 use super::session::Vault;
 use super::watch::Watchers;
-use super::writer::Writer;
+use super::writer::{First, Writer};
 use super::{Asker, Broker, Caller, OpenVault, Phase, require};
 use crate::domain::change::{Actor, Change};
 use crate::domain::key::Stamp;
@@ -85,7 +88,13 @@ impl Broker {
                     identity: caller.identity.clone(),
                     decision_id: self.decision_id()?,
                 };
-                Some((asker, Change::VaultUnsealed))
+                let client = caller.client.clone();
+                let lift: Propose = Box::new(move |state, _| {
+                    require(state, &client, Power::Unseal)?;
+                    let change = state.sealed().map(|_| Change::VaultUnsealed);
+                    Ok(Proposal { change, ..Proposal::default() })
+                });
+                Some((asker, lift))
             }
         };
         self.serve(vault, lift).await.map(drop)
@@ -101,7 +110,7 @@ impl Broker {
     pub(super) async fn serve(
         self: &Arc<Self>,
         vault: Arc<Vault>,
-        first: Option<(Asker, Change)>,
+        first: Option<First>,
     ) -> Result<Arc<State>, BrokerError> {
         let follow = Arc::new(Follow {
             store: Arc::clone(&self.parts.store),
@@ -113,11 +122,14 @@ impl Broker {
             ended: CancellationToken::new(),
             moved: tokio::sync::watch::Sender::new(vault.state().head()),
             one: Mutex::default(),
+            begun: AtomicU64::default(),
+            looked: AtomicU64::default(),
         });
         let writer = Writer {
             store: Arc::clone(&self.parts.store),
             follow: Arc::clone(&follow),
             clock: Arc::clone(&self.parts.clock),
+            tasks: self.tasks.clone(),
             replica: self.parts.replica.clone(),
             end: None,
         };
@@ -143,12 +155,21 @@ impl Broker {
             broker.vault_ended(&follow).await;
         });
         self.write_remembered();
+        // INVARIANT (P6): a process that was killed before it could has left this to the next one.
+        let store = Arc::clone(&self.parts.store);
+        self.tasks.spawn(async move {
+            if let Err(error) = store.scrub().await {
+                tracing::warn!(%error, "the tables of keys were not written anew");
+            }
+        });
         Ok(state)
     }
 
     /// What is left to do when a vault serves no more.
     async fn vault_ended(&self, follow: &Follow) {
         let state = follow.vault.state();
+        // INVARIANT (P7): shares given towards a rekey do not outlive the vault in memory, whoever sealed it.
+        *self.sealing.lock().await = Sealing::default();
         match &*self.phase() {
             Phase::Refusing(refusal) if refusal.lost.is_some() => {
                 *self.waiting.lock().await = Some(Waiting::of(&follow.vault));

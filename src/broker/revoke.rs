@@ -96,7 +96,9 @@ impl Broker {
     /// Where there is no such key, or it can't be recorded.
     pub async fn revoke(&self, caller: &Caller, target: Target, reason: String) -> Result<Revoked, BrokerError> {
         let what = target.clone();
-        let dies_at = self.death_of(caller, &target).await?;
+        // A revoke that is repeated finds it revoked, also once the token is dead.
+        let known = self.state_for(caller, Power::Revoke)?.is_revoked(&target);
+        let dies_at = if known { None } else { self.death_of(caller, &target).await? };
         let propose = move |state: &State, _: &Keyring| {
             let mut proposal = Proposal::default();
             if state.is_revoked(&what) {

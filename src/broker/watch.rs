@@ -20,14 +20,16 @@ use tokio::sync::mpsc;
 
 use super::error::BrokerError;
 use super::follow::Follow;
+use super::inspect::targets_of;
 use super::revoke::under;
 use super::{Broker, Caller};
 use crate::clock::{Clock, Stopwatch};
-use crate::domain::state::{Revocation, State};
+use crate::domain::audit::LiveToken;
+use crate::domain::state::{AcceptedHistory, Revocation, State};
 use crate::domain::target::Target;
 use crate::id::{ClientId, Revision};
 use crate::metrics::Metrics;
-use crate::store::{ExposureCursor, StoreError};
+use crate::store::{ExposureCursor, StoreError, Under};
 
 /// Events that wait for one slow reader.
 const QUEUE: usize = 16;
@@ -35,8 +37,9 @@ const QUEUE: usize = 16;
 /// Token ids in one event; more come in further events.
 const MOST_IDS: usize = 1000;
 
-/// Tokens asked for at a time.
+/// Tokens asked for at a time, and how often: beyond that, watchers look at what they hold themselves.
 const PAGE: u32 = 5000;
+const MOST_PAGES: u32 = 20;
 
 /// Watches of one client at a time.
 const MOST_OF_ONE: usize = 64;
@@ -108,7 +111,11 @@ impl Watchers {
             let state = follow.vault.state();
             let news: Vec<_> = state.revocations_after(told).cloned().collect();
             for revocation in &news {
-                self.tell(&follow, &state, revocation, clock.now().seconds()).await;
+                let telling = self.tell(&follow, &state, revocation, clock.now().seconds());
+                // INVARIANT (P7): the vault's end does not wait for a long list.
+                if follow.ended.run_until_cancelled(telling).await.is_none() {
+                    break;
+                }
             }
             told = state.head().revision;
             // INVARIANT (INV-WATCH-2): said only once all of it is in the queues.
@@ -117,6 +124,11 @@ impl Watchers {
                 follow.metrics.watch_seconds.observe(watch.seconds());
             }
         }
+        self.end();
+    }
+
+    /// Ends every watch.
+    pub(super) fn end(&self) {
         self.open.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
@@ -124,8 +136,8 @@ impl Watchers {
         if self.open.read().unwrap_or_else(PoisonError::into_inner).is_empty() {
             return;
         }
-        match tokens_by_client(follow, state, revocation, None, now_s).await {
-            Ok(by_client) => {
+        match tokens_by_client(follow, state, revocation, now_s).await {
+            Ok(Some(by_client)) => {
                 for (client, ids) in by_client {
                     self.put(follow, &client, revocation, &ids);
                 }
@@ -134,8 +146,10 @@ impl Watchers {
                     self.put(follow, client, revocation, &[]);
                 }
             }
-            Err(error) => {
-                tracing::warn!(%error, "what was revoked can't be told one by one; watchers resynchronise");
+            other => {
+                if let Err(error) = other {
+                    tracing::warn!(%error, "what was revoked can't be told one by one; watchers resynchronise");
+                }
                 let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
                 for entry in open.values().flatten() {
                     entry.put(Told { revision: revocation.revision, happened: Happened::Resynchronise });
@@ -167,37 +181,46 @@ fn events(revocation: &Revocation, ids: &[String]) -> Vec<Told> {
     if ids.is_empty() { vec![one(ids)] } else { ids.chunks(MOST_IDS).map(one).collect() }
 }
 
-/// Live tokens under a revocation that were committed before it, by client; of one client alone where it is named.
+/// Live tokens under a revocation that were committed before it, by client; `None` where there are too many to tell.
 async fn tokens_by_client(
     follow: &Follow,
     state: &State,
     revocation: &Revocation,
-    only: Option<&ClientId>,
     now_s: i64,
-) -> Result<HashMap<ClientId, Vec<String>>, StoreError> {
+) -> Result<Option<HashMap<ClientId, Vec<String>>>, StoreError> {
     let mut out: HashMap<ClientId, Vec<String>> = HashMap::new();
     let mut after = ExposureCursor::default();
     let under = under(state, &revocation.target);
-    loop {
+    for _ in 0..MOST_PAGES {
         let page = follow.store.exposure(&under, revocation.revision, now_s, &after, PAGE).await?;
         for token in &page {
-            match only {
-                Some(client) if client.as_str() != token.client => {}
-                _ => {
-                    let client =
-                        ClientId::parse(&token.client).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-                    let ids = out.entry(client).or_default();
-                    if ids.last().is_none_or(|last| *last != token.id.as_str()) {
-                        ids.push(token.id.to_string());
-                    }
-                }
+            let client = ClientId::parse(&token.client).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+            let ids = out.entry(client).or_default();
+            if ids.last().is_none_or(|last| *last != token.id.as_str()) {
+                ids.push(token.id.to_string());
             }
         }
         match page.last() {
             Some(last) if page.len() == PAGE as usize => after = ExposureCursor::at(last),
-            _ => return Ok(out),
+            _ => return Ok(Some(out)),
         }
     }
+    Ok(None)
+}
+
+/// All live tokens of one client; `None` where there are too many to look through.
+async fn tokens_of(follow: &Follow, client: &ClientId, now_s: i64) -> Result<Option<Vec<LiveToken>>, StoreError> {
+    let (under, mut after, mut out) = (Under::Client(client.clone()), ExposureCursor::default(), Vec::new());
+    for _ in 0..MOST_PAGES {
+        let page = follow.store.exposure(&under, Revision(u64::MAX), now_s, &after, PAGE).await?;
+        let is_last = page.len() < PAGE as usize;
+        after = page.last().map(ExposureCursor::at).unwrap_or_default();
+        out.extend(page);
+        if is_last {
+            return Ok(Some(out));
+        }
+    }
+    Ok(None)
 }
 
 impl Broker {
@@ -213,7 +236,10 @@ impl Broker {
             return Err(BrokerError::ClientRevoked);
         }
         let (tell, told) = mpsc::channel(QUEUE);
-        let lagged = Arc::new(AtomicBool::new(from > state.head().revision));
+        // A revision that this history does not have, or has anew since an operator accepted that it was lost.
+        let lost = |accepted: &AcceptedHistory| from > accepted.database && from <= accepted.seen.revision;
+        let unknown = from > state.head().revision || state.accepted_histories().iter().any(lost);
+        let lagged = Arc::new(AtomicBool::new(unknown));
         let entry = Arc::new(Entry { tell, lagged: Arc::clone(&lagged) });
         {
             let mut all = open.watchers.open.write().unwrap_or_else(PoisonError::into_inner);
@@ -231,11 +257,20 @@ impl Broker {
             // Registered first, then looked back: nothing falls between; what is told twice does no harm.
             let now_s = self.parts.clock.now().seconds();
             let state = open.state();
-            for revocation in state.revocations_after(from) {
-                let mine = tokens_by_client(&open.follow, &state, revocation, Some(client), now_s).await?;
-                for told in mine.get(client).into_iter().flat_map(|ids| events(revocation, ids)) {
-                    entry.put(told);
+            match tokens_of(&open.follow, client, now_s).await? {
+                Some(tokens) => {
+                    for revocation in state.revocations_after(from) {
+                        let under = |token: &&LiveToken| {
+                            token.revision < revocation.revision
+                                && targets_of(token, &state).contains(&revocation.target)
+                        };
+                        let ids: Vec<_> = tokens.iter().filter(under).map(|token| token.id.to_string()).collect();
+                        for told in events(revocation, &ids).into_iter().filter(|_| !ids.is_empty()) {
+                            entry.put(told);
+                        }
+                    }
                 }
+                None => watch.lagged.store(true, Ordering::SeqCst),
             }
         }
         Ok(watch)

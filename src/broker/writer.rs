@@ -17,6 +17,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
 
 use super::Asker;
 use super::error::BrokerError;
@@ -29,7 +30,7 @@ use crate::domain::audit::AuditEvent;
 use crate::domain::change::{AuditPosition, Change};
 use crate::domain::state::State;
 use crate::id::{DecisionId, Head, WriterId};
-use crate::store::{Append, AuditBatch, Fenced, Store, StoreError};
+use crate::store::{Append, AuditBatch, Fenced, KeyBytes, Store, StoreError};
 use crate::vault::audit_chain::WriterEnd;
 
 /// Most entries taken from the queue for one commit.
@@ -50,6 +51,9 @@ const MOST_TRIES: u32 = 5;
 /// A row to commit; a token's with who waits for it.
 type Row = (AuditEvent, Option<Waiting>);
 
+/// What is done together with the registration of a writer, checked on the state that it is done on.
+pub(super) type First = (Asker, Propose);
+
 /// What became of rows; those that lost the head come back.
 enum Written {
     Committed,
@@ -68,6 +72,7 @@ pub(super) struct Writer {
     pub(super) store: Arc<dyn Store>,
     pub(super) follow: Arc<Follow>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) tasks: TaskTracker,
     /// The replica's name.
     pub(super) replica: String,
     /// The end of this writer's chain; `None` before the first writer, and after a commit of unknown outcome.
@@ -82,7 +87,7 @@ impl Writer {
     /// Where that can't be written.
     pub(super) async fn start(
         mut self,
-        first: Option<(Asker, Change)>,
+        first: Option<First>,
     ) -> Result<(Ledger, impl Future<Output = ()> + Send), BrokerError> {
         self.register(first).await?;
         let (ledger, queue) = Ledger::queue();
@@ -256,6 +261,9 @@ impl Writer {
             if self.follow.catch_up().await?.head() != state.head() {
                 return Ok(());
             }
+            if answers.iter().any(Result::is_ok) {
+                self.store.confirm().await?;
+            }
             state
         } else {
             match self.append(group).await? {
@@ -297,6 +305,15 @@ impl Writer {
             tracing::info!(revision = record.revision.0, change, actor, "changed");
         }
         self.end = Some(append.audit.end);
+        if append.keys.iter().any(|key| matches!(key, KeyBytes::Destroy(_))) || append.seal.is_some() {
+            // INVARIANT (P6): whoever asked for it may have hung up.
+            let store = Arc::clone(&self.store);
+            self.tasks.spawn(async move {
+                if let Err(error) = store.scrub().await {
+                    tracing::error!(%error, "destroyed bytes may still be in the database's files; the next start tries again");
+                }
+            });
+        }
         Ok(Some(self.follow.appended(append.expected, Arc::new(after), news).await))
     }
 
@@ -304,7 +321,10 @@ impl Writer {
         self.follow.metrics.commit_failures.inc();
         let Some(first) = append.records.first() else { return Err(error.into()) };
         match self.store.records_from(first.revision, 1).await {
-            Ok(rows) if rows.first() == Some(first) => Ok(Fenced::Committed),
+            Ok(rows) if rows.first() == Some(first) => {
+                self.store.confirm().await?;
+                Ok(Fenced::Committed)
+            }
             _ => Err(error.into()),
         }
     }
@@ -319,7 +339,7 @@ impl Writer {
         begun
     }
 
-    async fn register(&mut self, first: Option<(Asker, Change)>) -> Result<(), BrokerError> {
+    async fn register(&mut self, mut first: Option<First>) -> Result<(), BrokerError> {
         let watch = Stopwatch::start();
         while watch.seconds() < CHANGE_DEADLINE_S {
             let state = self.follow.catch_up().await?;
@@ -334,9 +354,10 @@ impl Writer {
             let change = Change::WriterStarted { writer, version, replica: self.replica.clone(), ends };
             let asker = Asker::broker(DecisionId::from_random(random_bits()?));
             let mut group = self.group_of(&asker, change, &state)?;
-            if let Some((asker, change)) = &first {
+            if let Some((asker, propose)) = &mut first {
                 // Together or not at all: a writer on a history that is not accepted would hide that it is not.
-                group.add(asker, Proposal::of(change.clone()), &self.follow.vault, self.clock.now())?;
+                let proposal = propose(&group.after, &self.follow.vault.keyring())?;
+                group.add(asker, proposal, &self.follow.vault, self.clock.now())?;
             }
             if let Some(state) = self.append(group).await? {
                 return self.checkpoint(&state).await;

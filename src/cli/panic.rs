@@ -60,7 +60,7 @@ impl Panic {
         let widest = self.through.as_deref().unwrap_or("everything");
         let within = |step: &str| STEPS.iter().position(|it| *it == step) <= STEPS.iter().position(|it| *it == widest);
         let mut revocations = client(connection).await?;
-        let mut done: Vec<Value> = Vec::new();
+        let (mut done, mut failed): (Vec<Value>, Vec<Value>) = (Vec::new(), Vec::new());
         for target in steps.into_iter().filter(|target| within(kind(target).as_str())) {
             if !self.yes {
                 let (summary, tokens) = exposure(&mut revocations, Some(&target)).await?;
@@ -70,9 +70,18 @@ impl Panic {
                 }
             }
             let name = words(&target);
-            let (object, text) = revoke(&mut revocations, target, self.reason.clone()).await?;
-            print.note(&text);
-            done.push(json!({ "revoked": name, "revision": object.get("revision"), "count": object.get("count") }));
+            // One step that fails must not keep the wider ones from being taken.
+            match revoke(&mut revocations, target, self.reason.clone()).await {
+                Ok((object, text)) => {
+                    print.note(&text);
+                    let (revision, count) = (object.get("revision"), object.get("count"));
+                    done.push(json!({ "revoked": name, "revision": revision, "count": count }));
+                }
+                Err(error) => {
+                    print.note(&format!("{name} was not revoked: {} [{}]", error.message, error.reason));
+                    failed.push(json!({ "step": name, "reason": error.reason, "message": error.message }));
+                }
+            }
         }
         if within("everything") && self.everything(&mut revocations).await? {
             let request = proto::SealRequest { reason: self.reason.clone() };
@@ -81,7 +90,13 @@ impl Panic {
             print.note("sealed: nothing is signed any more, on any replica, until an operator unseals it");
             done.push(json!({ "revoked": "everything", "revision": revision }));
         }
-        print.answer(&json!({ "steps": done }), || format!("{} steps were taken", done.len()))
+        print.answer(&json!({ "steps": done, "failed": failed }), || {
+            format!("{} of {} steps were taken", done.len(), done.len().saturating_add(failed.len()))
+        })?;
+        if failed.is_empty() {
+            return Ok(());
+        }
+        Err(CliError::because("STEPS_FAILED", format!("{} steps could not be taken; see above", failed.len())))
     }
 
     async fn everything(&self, revocations: &mut RevocationServiceClient<Channel>) -> Result<bool, CliError> {

@@ -181,7 +181,7 @@ pub(super) async fn revoke(
             "{} tokens are out and can't be called back; the last one dies at {}\n{}",
             revocation.count,
             time_text(last),
-            tokens_text(&tokens)
+            if tokens.len() > MOST_SHOWN { counts_text(&revocation.counts) } else { tokens_text(&tokens) }
         )),
     }
     if !revocation.left_at_apple.is_empty() {
@@ -256,7 +256,7 @@ fn tokens_text(tokens: &[proto::LiveToken]) -> String {
     let at = |time: Option<&prost_types::Timestamp>| time.map(time_text).unwrap_or_default();
     let row = |token: &proto::LiveToken| {
         [
-            token.token_id.chars().take(16).collect(),
+            token.token_id.clone(),
             token.client.clone(),
             token.policy.clone(),
             token.key_id.clone(),

@@ -135,6 +135,8 @@ fn tell(event: &WatchEvent, print: Printer) -> Result<(), CliError> {
             let object = json!({ "event": "RESYNCHRONISE", "revision": revision.0 });
             print.line(&object, || "something may be missing: ask about every token that is held".to_owned())
         }
+        WatchEvent::ClientRevoked => print
+            .line(&json!({ "event": "CLIENT_REVOKED" }), || "this client is revoked: use nothing it holds".to_owned()),
         WatchEvent::Disconnected { why } => {
             let object = json!({ "event": "DISCONNECTED", "why": why });
             print.line(&object, || format!("not connected: {why}; it is tried again"))

@@ -186,6 +186,13 @@ impl State {
         self.held.take_if(|held| ids.contains(&held.token.id));
     }
 
+    /// Forgets the token that is held: its client is revoked.
+    pub(super) fn drop_held(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.revoked.remember(std::slice::from_ref(&held.token.id));
+        }
+    }
+
     pub(super) fn doubt(&mut self) {
         self.doubts = self.doubts.wrapping_add(1);
     }

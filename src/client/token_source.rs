@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Status};
 
 use super::held::{State, Token};
-use super::watch::{Line, Pause, in_time, why};
+use super::watch::{Line, Pause, in_time, is_client_revoked, why};
 use super::{ConnectError, Pace, Target, WatchEvent, Watcher, since};
 use crate::clock::{Stopwatch, UnixMillis};
 use crate::grpc::proto;
@@ -281,7 +281,9 @@ impl Shared {
             Err(status) => {
                 self.line.lost(&status);
                 pause.after(&status, &self.pace);
-                if matches!(status.code(), Code::Unimplemented | Code::PermissionDenied) {
+                if is_client_revoked(&status) {
+                    self.state().drop_held();
+                } else if matches!(status.code(), Code::Unimplemented | Code::PermissionDenied) {
                     // Nobody will say: a new token is beyond the doubt, too.
                     let mut state = self.state();
                     state.clear(id, doubts);
@@ -319,6 +321,7 @@ impl Shared {
             match &event {
                 WatchEvent::Revoked { token_ids, .. } => self.state().revoke(token_ids),
                 WatchEvent::Resynchronise { .. } => self.state().doubt(),
+                WatchEvent::ClientRevoked => self.state().drop_held(),
                 WatchEvent::Connected { .. } | WatchEvent::Disconnected { .. } => {}
             }
             self.wake.notify_one();

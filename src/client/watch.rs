@@ -81,6 +81,9 @@ pub enum WatchEvent {
         /// From here on nothing is missed.
         revision: Revision,
     },
+    /// This client itself is revoked: nothing that it holds is to be used. It is tried again without end, as an administrator
+    /// can lift that.
+    ClientRevoked,
     /// The watch does not stand. Told once; it is tried again without end.
     Disconnected {
         /// Why.
@@ -99,6 +102,8 @@ pub struct Watcher {
     pending: Option<WatchEvent>,
     /// Whether somebody knows that it does not stand.
     away: bool,
+    /// Whether it was told that this client is revoked.
+    revoked: bool,
 }
 
 struct Stream {
@@ -119,7 +124,7 @@ impl Watcher {
     }
 
     pub(super) fn over(line: Arc<Line>, from: Revision, pace: Pace) -> Self {
-        Self { line, pace, from, stream: None, pause: Pause::default(), pending: None, away: false }
+        Self { line, pace, from, stream: None, pause: Pause::default(), pending: None, away: false, revoked: false }
     }
 
     /// Waits for the next event. There always is one: a watch that can't stand is tried again without end.
@@ -170,10 +175,14 @@ impl Watcher {
     /// Takes a message in; answers the event to tell now, if any.
     fn told(&mut self, message: proto::WatchResponse) -> Option<WatchEvent> {
         let revision = Revision(message.revision);
-        self.from = revision;
         let event = match message.event {
+            // INVARIANT (INV-WATCH-1): only a heartbeat says that nothing before it is still on its way.
+            Some(Event::Heartbeat(_)) => {
+                self.from = revision;
+                None
+            }
             // An event of a later version of the broker is at least a sign of life.
-            None | Some(Event::Heartbeat(_)) => None,
+            None => None,
             Some(Event::Resynchronise(_)) => Some(WatchEvent::Resynchronise { revision }),
             Some(Event::Revoked(revoked)) => {
                 let token_ids = revoked.token_ids.iter().filter_map(|id| TokenId::parse(id).ok()).collect();
@@ -184,7 +193,7 @@ impl Watcher {
             None => event,
             Some(stream) => {
                 stream.stands = true;
-                self.away = false;
+                (self.away, self.revoked) = (false, false);
                 self.pending = event;
                 Some(WatchEvent::Connected { revision })
             }
@@ -200,6 +209,9 @@ impl Watcher {
         self.line.lost(status);
         self.pause.after(status, &self.pace);
         let told = std::mem::replace(&mut self.away, true);
+        if is_client_revoked(status) {
+            return (!std::mem::replace(&mut self.revoked, true)).then_some(WatchEvent::ClientRevoked);
+        }
         (!told).then(|| WatchEvent::Disconnected { why: why(status) })
     }
 }
@@ -287,6 +299,11 @@ fn told_wait(status: &Status) -> Option<Duration> {
 }
 
 /// What a person can act on.
+/// Whether the broker says that this client is revoked.
+pub(super) fn is_client_revoked(status: &Status) -> bool {
+    status.get_error_details().error_info().is_some_and(|info| info.reason == "CLIENT_REVOKED")
+}
+
 pub(super) fn why(status: &Status) -> String {
     std::error::Error::source(status).map_or_else(|| status.message().to_owned(), innermost)
 }

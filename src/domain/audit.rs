@@ -194,4 +194,6 @@ pub struct LiveToken {
     pub issued_at: i64,
     /// When it dies, in Unix seconds.
     pub expires_at: i64,
+    /// The revision at which it was first committed.
+    pub revision: Revision,
 }

@@ -22,6 +22,9 @@ use crate::id::{
     AccountName, AppGroupName, Chain, DecisionId, Head, KeyId, OperatorName, PolicyName, Revision, VaultId, WriterId,
 };
 
+/// How long after its death, by the log's own time, a revoked token is remembered, in seconds.
+const FORGET_AFTER_S: i64 = 3600;
+
 /// Why a record can't follow this state: the log is damaged, or newer than this program.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FoldError {
@@ -310,7 +313,9 @@ impl State {
 
     /// A token's own revocation goes with the token, by the time that the log itself tells.
     fn forget_dead_tokens(&mut self, now_s: i64) {
-        while let Some((_, revision)) = self.deaths.first().copied().filter(|(dies_at, _)| *dies_at <= now_s) {
+        // Clocks of replicas differ: one that runs ahead must not have a living token's revocation forgotten.
+        let surely_dead = |dies_at: i64| dies_at.saturating_add(FORGET_AFTER_S) <= now_s;
+        while let Some((_, revision)) = self.deaths.first().copied().filter(|(dies_at, _)| surely_dead(*dies_at)) {
             self.deaths.pop_first();
             if let Some(dead) = self.data.revocations.remove(&revision) {
                 self.revocations.remove(&dead.target);

@@ -1,5 +1,7 @@
 //! `SystemService`: the vault as a whole.
 
+use std::sync::Arc;
+
 use tonic::{Request, Response, Status};
 
 use super::convert::{Fields, millis_out};
@@ -26,7 +28,9 @@ impl SystemService for Service {
         let asked = (request.shares, request.threshold) != (0, 0);
         let shares = asked.then(|| numbers(request.shares, request.threshold));
         let operators: Vec<ClientId> = self.0.bootstrap().to_vec();
-        let made = self.0.init(Some(&caller), shares, &operators).await?;
+        let broker = Arc::clone(&self.0);
+        let init = async move { broker.init(Some(&caller), shares, &operators).await };
+        let made = self.0.to_its_end(init).await?;
         Ok(Response::new(InitResponse {
             vault: made.vault.to_string(),
             shares: texts(&made.shares),
@@ -37,7 +41,8 @@ impl SystemService for Service {
     async fn unseal(&self, request: Request<UnsealRequest>) -> Result<Response<UnsealResponse>, Status> {
         let caller = caller(&request)?;
         let share = Some(ShareText::new(request.into_inner().share)).filter(|share| !share.expose_share().is_empty());
-        let unsealed = self.0.unseal(&caller, share.as_ref()).await?;
+        let broker = Arc::clone(&self.0);
+        let unsealed = self.0.to_its_end(async move { broker.unseal(&caller, share.as_ref()).await }).await?;
         Ok(Response::new(UnsealResponse {
             sealed: unsealed.sealed,
             given: unsealed.given,
@@ -131,7 +136,9 @@ impl SystemService for Service {
         let reason = fields.reason(&request.reason);
         let reason = fields.finish(reason)?;
         let (database, seen) = (Revision(request.database_revision), Revision(request.seen_revision));
-        let revision = self.0.accept_history(&caller, database, seen, reason).await?.0;
+        let broker = Arc::clone(&self.0);
+        let accept = async move { broker.accept_history(&caller, database, seen, reason).await };
+        let revision = self.0.to_its_end(accept).await?.0;
         Ok(Response::new(AcceptHistoryResponse { revision }))
     }
 }

@@ -93,6 +93,9 @@ impl Stream for WatchStream {
                 }
             }
             Poll::Ready(None) => {
+                if this.broker.stopping().is_cancelled() {
+                    return this.end(Status::unavailable("this replica is stopping; connect again"));
+                }
                 let why = this.broker.open().err();
                 let sealed = || BrokerError::Sealed { why: "the watch ended with the vault".to_owned() };
                 this.end(why.unwrap_or_else(sealed).into())

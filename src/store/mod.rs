@@ -134,6 +134,8 @@ pub enum Under {
     Everything,
     /// One token.
     Token(TokenId),
+    /// One token, as far as one client got it: found among that client's.
+    TokenOf(TokenId, ClientId),
     /// Those of one client.
     Client(ClientId),
     /// Those of every client that an issuer vouches for.
@@ -241,6 +243,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Appends records if the head is still the expected one, and not otherwise.
     async fn append(&self, append: &Append) -> Result<Fenced, StoreError>;
+
+    /// Makes sure that what was read is as durable as what is written: with synchronous standbys, a commit can be seen that
+    /// they have not confirmed, after a restart of the server.
+    async fn confirm(&self) -> Result<(), StoreError>;
 
     /// Waits until another replica may have changed something: a hint that makes this one fast, and may be missed.
     async fn hint(&self);

@@ -290,6 +290,7 @@ fn live_token(row: &impl Columns) -> Result<LiveToken, StoreError> {
         app_group: row.text(4)?,
         issued_at: row.integer(5)?,
         expires_at: row.integer(6)?,
+        revision: revision(row, 7)?,
     })
 }
 
@@ -318,6 +319,10 @@ fn condition(under: &Under) -> (&'static str, String) {
     match under {
         Under::Everything => ("caller >= $3", String::new()),
         Under::Token(id) => ("token_id = $3", id.to_string()),
+        // The id has 64 characters; what comes after it and a space is the client.
+        Under::TokenOf(id, client) => {
+            ("caller = substr($3, 66) and token_id = substr($3, 1, 64)", format!("{id} {client}"))
+        }
         Under::Client(id) => ("caller = $3", id.to_string()),
         Under::Issuer(name) => ("substr(caller, 1, length($3)) = $3", name.client_prefix()),
         Under::Policy(name) => ("policy = $3", name.to_string()),

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cli::{BINARY, Playground};
+use crate::harness::fleet::new_database;
 use crate::harness::*;
 
 const ISSUE: [&str; 6] = ["token", "issue", "--app-group", "games", "--role", "APP_MANAGER"];

@@ -6,6 +6,7 @@ use p8broker::grpc::proto;
 use p8broker::grpc::proto::TargetKind;
 use tonic::Code;
 
+use crate::harness::fleet::{Cluster, in_step, new_database};
 use crate::harness::*;
 use crate::store::faults::deaf as deaf_store;
 

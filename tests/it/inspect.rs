@@ -5,6 +5,7 @@ use std::time::Duration;
 use p8broker::grpc::proto::{self, TargetKind};
 use tonic::Code;
 
+use crate::harness::fleet::Cluster;
 use crate::harness::*;
 
 const OTHER: &str = "spiffe://acme.internal/ns/ci/sa/release-two";
@@ -163,7 +164,7 @@ async fn a_revoked_token_is_never_handed_out_again_and_stays_revoked() {
     assert_eq!(refused(operator.revocation.reinstate(lift).await).1, "TOKEN_STAYS_REVOKED");
     assert_eq!(operator.revoke(TargetKind::Token, &"1".repeat(64)).await.unwrap_err().code(), Code::NotFound);
     // Its revocation leaves the state with it: what is told to a watch from before is what is alive.
-    broker.clock.advance(Duration::from_secs(600));
+    broker.clock.advance(Duration::from_secs(600 + 3600));
     operator.revoke(TargetKind::Policy, "unrelated").await.unwrap();
     let state = broker.inner().open().unwrap().state();
     assert_eq!(state.revocations_after(p8broker::id::Revision(0)).count(), 1);

@@ -6,6 +6,7 @@ use p8broker::grpc::proto::watch_response::Event;
 use p8broker::grpc::proto::{self, TargetKind};
 use tonic::{Code, Status, Streaming};
 
+use crate::harness::fleet::Cluster;
 use crate::harness::*;
 
 const OTHER: &str = "spiffe://acme.internal/ns/ci/sa/release-two";

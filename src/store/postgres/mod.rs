@@ -43,6 +43,9 @@ pub use settings::{Settings, Source};
 /// that each take longer, and three replicas stay below PostgreSQL's default of 100 connections by far.
 const READERS: u32 = 8;
 
+/// One at a time follows the log; one more, so that a connection that hangs does not stop it.
+const FOLLOWERS: u32 = 2;
+
 /// How long a question may take before its connection is given up; listings of millions of rows come in pages.
 const READ: Duration = Duration::from_secs(30);
 
@@ -62,6 +65,8 @@ pub struct PostgresStore {
     /// `None` before the first use, after a failure, and once closed.
     writer: Mutex<Option<Session>>,
     readers: Readers,
+    /// For following the log alone: whoever asks much of the others does not hold it up.
+    follower: Readers,
     listener: Listener,
     closed: std::sync::atomic::AtomicBool,
 }
@@ -74,14 +79,9 @@ impl PostgresStore {
     pub async fn open(settings: Settings, metrics: &Metrics) -> Result<Self, StoreError> {
         let mut writer = connect(&settings).await?;
         prepare(&mut writer.connection, settings.migrate).await?;
-        let readers = PgPoolOptions::new()
-            .max_connections(READERS)
-            .acquire_timeout(session::CONNECT)
-            .after_connect(|connection, _| Box::pin(async move { session::pin(connection).await.map(drop) }))
-            .connect_lazy_with(settings.options()?);
+        let (readers, follower) = (Readers::new(&settings, READERS)?, Readers::new(&settings, FOLLOWERS)?);
         let listener = Listener::start(settings.clone(), metrics.listener_up.clone());
-        let readers = Readers { pool: readers, settings: settings.clone() };
-        Ok(Self { settings, writer: Mutex::new(Some(writer)), readers, listener, closed: false.into() })
+        Ok(Self { settings, writer: Mutex::new(Some(writer)), readers, follower, listener, closed: false.into() })
     }
 
     /// Brings the schema up to date, and nothing else. Answers the newest migration.
@@ -179,6 +179,17 @@ struct Readers {
     settings: Settings,
 }
 
+impl Readers {
+    fn new(settings: &Settings, most: u32) -> Result<Self, StoreError> {
+        let pool = PgPoolOptions::new()
+            .max_connections(most)
+            .acquire_timeout(session::CONNECT)
+            .after_connect(|connection, _| Box::pin(async move { session::pin(connection).await.map(drop) }))
+            .connect_lazy_with(settings.options()?);
+        Ok(Self { pool, settings: settings.clone() })
+    }
+}
+
 impl Ask for Readers {
     type Row = PgRow;
     // A replica whose clock is ahead must not take a living token for dead: the database's clock has a say.
@@ -220,11 +231,11 @@ async fn on_reader<T>(
 #[async_trait]
 impl Store for PostgresStore {
     async fn seal_row(&self) -> Result<Option<SealRow>, StoreError> {
-        reads::seal_row(&self.readers).await
+        reads::seal_row(&self.follower).await
     }
 
     async fn head(&self) -> Result<Head, StoreError> {
-        reads::head(&self.readers).await
+        reads::head(&self.follower).await
     }
 
     async fn initialise(&self, first: Append) -> Result<(), StoreError> {
@@ -243,6 +254,15 @@ impl Store for PostgresStore {
             write::Appended::Committed => Ok(Fenced::Committed),
             write::Appended::HeadMoved | write::Appended::Initialised => Ok(Fenced::HeadMoved),
         }
+    }
+
+    async fn confirm(&self) -> Result<(), StoreError> {
+        // A commit comes after all before it in the log that standbys confirm.
+        let write = async |session: &mut Session| {
+            let touch = sqlx::query("update schema_release set oldest = oldest").execute(&mut session.connection);
+            touch.await.map(drop).map_err(session::classify)
+        };
+        self.write(COMMIT, write).await
     }
 
     async fn hint(&self) {
@@ -273,17 +293,13 @@ impl Store for PostgresStore {
     }
 
     async fn scrub(&self) -> Result<(), StoreError> {
-        // INVARIANT (P6): the tables are written anew. A plain vacuum frees the space of old row versions, but leaves their
-        // bytes in it. Both are small: this takes milliseconds, and nothing that commits rows waits for it.
+        // INVARIANT (P6): the tables are written anew. A vacuum frees the space of old row versions, but leaves their bytes
+        // in it, or keeps them for older snapshots. Both are small: this takes milliseconds, and no commit of rows waits.
         for _ in 0..SCRUB_TRIES {
             let scrubbed = on_reader(&self.readers, async |connection| {
                 // Who reads the table for long is not waited for in front of others, who would then wait for this.
                 sqlx::query("set lock_timeout = '500ms'").execute(&mut *connection).await?;
-                let done = async {
-                    sqlx::query("vacuum full sealed_keys").execute(&mut *connection).await?;
-                    sqlx::query("vacuum full seal").execute(&mut *connection).await
-                };
-                let done = done.await;
+                let done = sqlx::query("select p8broker_scrub_v1()").execute(&mut *connection).await;
                 sqlx::query("set lock_timeout = 0").execute(connection).await?;
                 done.map(drop)
             });
@@ -304,6 +320,7 @@ impl Store for PostgresStore {
         // A peer that does not answer must not hold up the end of the process.
         let goodbye = async {
             self.readers.pool.close().await;
+            self.follower.pool.close().await;
             if let Some(session) = self.writer.lock().await.take()
                 && let Err(error) = sqlx::Connection::close(session.connection).await
             {
@@ -318,11 +335,11 @@ impl Store for PostgresStore {
     }
 
     async fn records_from(&self, from: Revision, limit: u32) -> Result<Vec<SealedRecord>, StoreError> {
-        reads::records_from(&self.readers, from, limit).await
+        reads::records_from(&self.follower, from, limit).await
     }
 
     async fn sealed_keys(&self) -> Result<Vec<SealedKey>, StoreError> {
-        reads::sealed_keys(&self.readers).await
+        reads::sealed_keys(&self.follower).await
     }
 
     async fn writer_ends(&self) -> Result<Vec<StoredEnd>, StoreError> {

@@ -183,6 +183,11 @@ impl Store for SqliteStore {
         control::append(&mut *self.writer().await?, append).await
     }
 
+    async fn confirm(&self) -> Result<(), StoreError> {
+        // What can be read here was durable before.
+        Ok(())
+    }
+
     /// Nobody else writes here.
     async fn hint(&self) {
         std::future::pending().await

@@ -22,7 +22,7 @@ use p8broker::vault::log::SealedRecord;
 use p8broker::vault::unseal::{Method, SealRow, parse_key_file};
 use tempfile::TempDir;
 
-use crate::harness::new_database;
+use crate::harness::fleet::new_database;
 
 struct Fixture {
     keyring: Keyring,

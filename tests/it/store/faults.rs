@@ -123,6 +123,10 @@ impl Store for Faulty {
         self.inner.remove_rows(writer, upto, limit).await
     }
 
+    async fn confirm(&self) -> Result<(), StoreError> {
+        self.inner.confirm().await
+    }
+
     /// As if every notification were lost.
     async fn hint(&self) {
         std::future::pending().await
