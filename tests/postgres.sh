@@ -4,6 +4,8 @@
 #
 # usage: postgres.sh bin                                       the folder with PostgreSQL's programs, installed if need be
 #        postgres.sh init DIR                                  a new cluster in DIR/data; its log is DIR/log
+#        postgres.sh tls DIR CERT KEY CA METHOD                from the next start on, TCP takes TLS alone; METHOD as in pg_hba
+#        postgres.sh query DIR SQL                             runs SQL over the socket of DIR
 #        postgres.sh start DIR PORT                            starts it, waits until it answers, prints its process id
 #        postgres.sh stop DIR fast|immediate                   stops it; fine when it does not run
 #        postgres.sh standby PRIMARY_DIR PORT NEW_DIR NAME     a streaming standby called NAME, ready for `start`
@@ -107,6 +109,20 @@ init() {
     write "$dir/data/sync.conf" </dev/null
 }
 
+# Takes effect with the next start. Connections over TCP are let in over TLS alone, by METHOD: trust, cert, scram-sha-256.
+tls() {
+    local dir=$1 certificate=$2 key=$3 ca=$4 method=$5
+    write "$dir/data/server.crt" <"$certificate"
+    write "$dir/data/server.key" <"$key"
+    write "$dir/data/ca.crt" <"$ca"
+    as_user chmod 0600 "$dir/data/server.key"
+    printf "include 'test.conf'\ninclude 'sync.conf'\nssl = on\nssl_ca_file = 'ca.crt'\n" | write "$dir/data/postgresql.conf"
+    printf 'local all all trust\nhostssl all all 127.0.0.1/32 %s\n' "$method" | write "$dir/data/pg_hba.conf"
+}
+
+# Runs one statement over the socket of DIR.
+query() { pg psql -X -q -A -t -v ON_ERROR_STOP=1 -h "$1" -p "$(port_of "$1")" -U "$account" -d postgres -c "$2"; }
+
 start() {
     local dir=$1 port=$2
     write "$dir/data/test.conf" <<CONF
@@ -192,6 +208,8 @@ case $command in
     start) need $# 2; start "$(realpath "$1")" "$2" ;;
     stop) need $# 2; stop "$(realpath "$1")" "$2" ;;
     standby) need $# 4; standby "$(realpath "$1")" "$2" "$(realpath -m "$3")" "$4" ;;
+    tls) need $# 5; tls "$(realpath "$1")" "$2" "$3" "$4" "$5" ;;
+    query) need $# 2; query "$(realpath "$1")" "$2" ;;
     sync) need $# 2; sync "$(realpath "$1")" "$2" ;;
     promote) need $# 1; promote "$(realpath "$1")" ;;
     with) [ $# -gt 0 ] || need 0 1; with "$@" ;;

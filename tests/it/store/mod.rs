@@ -2,3 +2,4 @@
 
 mod conformance;
 pub mod faults;
+mod tls;
