@@ -27,7 +27,7 @@ check:
 sim:
 	rm -f target/sim-report.txt
 	SIM_OPS=$${SIM_OPS:-100000} SIM_REPORT="$(CURDIR)/target/sim-report.txt" bash tests/postgres.sh with \
-		$(CARGO) test --locked --test it -- --exact sim::p5_holds_for_random_operations_on_three_replicas --nocapture
+		$(CARGO) test --locked --test it -- --exact sim::p5_holds_in_a_simulated_fleet --nocapture
 	@cat target/sim-report.txt
 
 # Commits and revokes racing on PostgreSQL, beside each lock strategy that was rejected: RACE_OPS.

@@ -89,10 +89,15 @@ impl Broker {
                     decision_id: self.decision_id()?,
                 };
                 let client = caller.client.clone();
+                let met = stamp.clone();
                 let lift: Propose = Box::new(move |state, _| {
                     require(state, &client, Power::Unseal)?;
-                    let change = state.sealed().map(|_| Change::VaultUnsealed);
-                    Ok(Proposal { change, ..Proposal::default() })
+                    match state.sealed() {
+                        None => Ok(Proposal::default()),
+                        Some(stamp) if *stamp == met => Ok(Proposal::of(Change::VaultUnsealed)),
+                        // INVARIANT (P7): whoever lifts a seal has seen that one; a newer one stands.
+                        Some(_) => Err(BrokerError::Sealed { why: "it was sealed anew meanwhile".to_owned() }),
+                    }
                 });
                 Some((asker, lift))
             }

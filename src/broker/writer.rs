@@ -343,8 +343,9 @@ impl Writer {
         let watch = Stopwatch::start();
         while watch.seconds() < CHANGE_DEADLINE_S {
             let state = self.follow.catch_up().await?;
-            if first.is_none() && state.sealed().is_some() {
-                // INVARIANT (P7): while a seal stands the log ends with it; who lifts it brings a first change.
+            // INVARIANT (P7): while a seal stands the log ends with it; who lifts it brings a first change. A seal that came
+            // meanwhile has ended this vault, and is not the one to lift.
+            if self.follow.ended.is_cancelled() || (first.is_none() && state.sealed().is_some()) {
                 return Err(BrokerError::Sealed { why: "an operator sealed it".to_owned() });
             }
             let ends = self.ends_beyond(&state).await?;

@@ -27,6 +27,7 @@ mod leak;
 mod policy;
 mod revoke;
 mod seal;
+mod sim;
 mod store;
 mod tamper;
 mod token_source;

@@ -70,7 +70,7 @@ pub fn free_port(random: &mut Random) -> u16 {
     panic!("no free port");
 }
 
-fn number(name: &str) -> Option<u64> {
+pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 

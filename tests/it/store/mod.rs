@@ -2,4 +2,5 @@
 
 mod conformance;
 pub mod faults;
+mod race;
 mod tls;
