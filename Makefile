@@ -22,7 +22,7 @@ check:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	$(CARGO) test --locked --quiet --test layering
 
-# The long forms of three tests; each prints `operations N revokes M violations 0 seed S` as its last line.
+# The long forms of three tests; `sim` and `chaos` print `operations N revokes M violations 0 seed S` as their last line.
 # Random operations and faults on three replicas, against a model: SIM_OPS, SIM_SEED.
 sim:
 	rm -f target/sim-report.txt
@@ -32,10 +32,8 @@ sim:
 
 # Commits and revokes racing on PostgreSQL, beside each lock strategy that was rejected: RACE_OPS.
 race:
-	rm -f target/race-report.txt
-	RACE_OPS=$${RACE_OPS:-100000} RACE_REPORT="$(CURDIR)/target/race-report.txt" bash tests/postgres.sh with \
-		$(CARGO) test --locked --test it -- store::race --nocapture
-	@cat target/race-report.txt
+	RACE_OPS=$${RACE_OPS:-100000} bash tests/postgres.sh with \
+		$(CARGO) test --locked --test it -- store::race --nocapture --test-threads=1
 
 # Real processes on a real PostgreSQL, killed, stopped, cut off and failed over: CHAOS_ROUNDS, CHAOS_SEED, CHAOS_ONLY.
 chaos:

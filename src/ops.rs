@@ -30,7 +30,8 @@ async fn metrics(State(broker): State<Arc<Broker>>) -> Response {
 /// Ready means that tokens can be issued. A sealed broker is alive, and says why it is not ready.
 async fn readyz(State(broker): State<Arc<Broker>>) -> (StatusCode, String) {
     match &*broker.phase() {
-        Phase::Open(_) => (StatusCode::OK, "ok\n".to_owned()),
+        Phase::Open(open) if open.hears_the_database() => (StatusCode::OK, "ok\n".to_owned()),
+        Phase::Open(_) => unready("DATABASE_UNAVAILABLE: the database has not answered for some seconds"),
         Phase::NotInitialised => unready("NOT_INITIALISED: there is no vault yet; run `p8broker operator init`"),
         Phase::Sealed(why) => unready(&format!("SEALED: {why}")),
         Phase::Refusing(refusal) => unready(&format!("REFUSING_TO_SERVE: {}", refusal.why)),

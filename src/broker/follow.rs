@@ -23,6 +23,7 @@ use super::load::{self, LoadError, tampered};
 use super::seal::KeySource;
 use super::session::{Vault, open_key};
 use super::{Phase, Refusal};
+use crate::clock::Stopwatch;
 use crate::domain::change::Change;
 use crate::domain::key::KeyState;
 use crate::domain::state::State;
@@ -53,6 +54,8 @@ pub(super) struct Follow {
     /// Looks at the log that have begun, and the last one that succeeded.
     pub(super) begun: AtomicU64,
     pub(super) looked: AtomicU64,
+    /// When that was.
+    pub(super) last_look: ArcSwap<Stopwatch>,
 }
 
 /// What a change of this replica's own has brought beside its record.
@@ -114,6 +117,7 @@ impl Follow {
         match self.follow().await {
             Ok(state) => {
                 self.looked.store(begun, Ordering::SeqCst);
+                self.last_look.store(Arc::new(Stopwatch::start()));
                 Ok(state)
             }
             Err(LoadError::Store(error)) => Err(error.into()),

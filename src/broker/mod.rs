@@ -54,6 +54,9 @@ use crate::store::anchor::Anchor;
 /// How long what runs beside the requests may take to end.
 const STOP: Duration = Duration::from_secs(10);
 
+/// A database that did not answer for so long is away, in seconds; it is asked every second.
+const SILENCE_S: f64 = 5.0;
+
 /// Who calls, as the edge authenticated them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
@@ -166,6 +169,11 @@ impl OpenVault {
     /// The state now.
     pub fn state(&self) -> Arc<State> {
         self.vault.state()
+    }
+
+    /// Whether the database answered within the last seconds; where not, no token can be issued either.
+    pub fn hears_the_database(&self) -> bool {
+        self.follow.last_look.load().seconds() < SILENCE_S
     }
 
     /// The vault's name.

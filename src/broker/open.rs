@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,7 @@ use super::session::Vault;
 use super::watch::Watchers;
 use super::writer::{First, Writer};
 use super::{Asker, Broker, Caller, OpenVault, Phase, require};
+use crate::clock::Stopwatch;
 use crate::domain::change::{Actor, Change};
 use crate::domain::key::Stamp;
 use crate::domain::operator::Power;
@@ -129,6 +131,7 @@ impl Broker {
             one: Mutex::default(),
             begun: AtomicU64::default(),
             looked: AtomicU64::default(),
+            last_look: ArcSwap::from_pointee(Stopwatch::start()),
         });
         let writer = Writer {
             store: Arc::clone(&self.parts.store),

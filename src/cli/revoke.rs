@@ -178,8 +178,8 @@ pub(super) async fn revoke(
     match &revocation.last_expires_at {
         None => out.push_str("no token under it is alive"),
         Some(last) => out.push_str(&format!(
-            "{} tokens are out and can't be called back; the last one dies at {}\n{}",
-            revocation.count,
+            "{} out and can't be called back; the last one dies at {}\n{}",
+            tokens_are(revocation.count),
             time_text(last),
             if tokens.len() > MOST_SHOWN { counts_text(&revocation.counts) } else { tokens_text(&tokens) }
         )),
@@ -238,13 +238,17 @@ pub(super) fn exposure_text(summary: &proto::ExposureResponse, tokens: &[proto::
         None => "no token under it is alive".to_owned(),
         Some(last) => {
             format!(
-                "{} tokens are alive; the last one dies at {}\n{}",
-                summary.count,
+                "{} alive; the last one dies at {}\n{}",
+                tokens_are(summary.count),
                 time_text(last),
                 if tokens.len() > MOST_SHOWN { counts_text(&summary.counts) } else { tokens_text(tokens) }
             )
         }
     }
+}
+
+fn tokens_are(count: u64) -> String {
+    if count == 1 { "1 token is".to_owned() } else { format!("{count} tokens are") }
 }
 
 fn counts_text(counts: &[proto::ExposureCount]) -> String {

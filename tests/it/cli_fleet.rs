@@ -99,7 +99,7 @@ async fn a_leaked_token_is_looked_up_and_revoked_step_by_step() {
     for (question, step) in asked.iter().zip(["token", "client", "policy", "app-group", "key", "account", "Seal"]) {
         assert!(question.contains(step), "{question}");
     }
-    assert_eq!(said.matches("1 tokens are alive").count(), 7, "each step is previewed: {said}");
+    assert_eq!(said.matches("1 token is alive").count(), 7, "each step is previewed: {said}");
 }
 
 #[tokio::test]

@@ -272,6 +272,35 @@ async fn p5_a_client_that_hangs_while_it_holds_the_fence_is_ended() {
     cluster.stop().await;
 }
 
+#[tokio::test]
+async fn a_replica_whose_database_is_away_says_that_it_is_not_ready_and_recovers_by_itself() {
+    let mut cluster = Cluster::start(1).await;
+    let replica = &cluster.replicas[0];
+    assert_eq!(replica.ops("/readyz").await.0, 200);
+    let url = replica.config.store.url.clone().unwrap().0;
+    let name = url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
+    let server = url.replace(&format!("/{name}?"), "/postgres?");
+    let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(&server).await.unwrap();
+    let away = format!(
+        "alter database {name} allow_connections false; select pg_terminate_backend(pid) from pg_stat_activity \
+         where datname = '{name}'"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(away)).execute(&mut admin).await.unwrap();
+    let mut client = replica.as_(CLIENT).await;
+    assert_eq!(refused(client.issue(ask_fresh()).await), (Code::Unavailable, "AUDIT_UNAVAILABLE".to_owned()));
+    eventually("it is not ready", async || {
+        let (status, why) = replica.ops("/readyz").await;
+        status == 503 && why.contains("DATABASE_UNAVAILABLE")
+    })
+    .await;
+    let back = format!("alter database {name} allow_connections true");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(back)).execute(&mut admin).await.unwrap();
+    eventually("it issues again", async || client.issue(ask_fresh()).await.is_ok()).await;
+    eventually("it is ready again", async || replica.ops("/readyz").await.0 == 200).await;
+    assert!(replica.ops("/metrics").await.1.contains("p8broker_listener_up"));
+    cluster.stop().await;
+}
+
 /// Two replicas that reach the same tables by different search paths are held by one fence.
 #[tokio::test]
 async fn p5_the_lock_of_the_fence_is_the_tables_own_whatever_path_leads_there() {
