@@ -340,7 +340,7 @@ impl Writer {
     }
 
     async fn register(&mut self, mut first: Option<First>) -> Result<(), BrokerError> {
-        let watch = Stopwatch::start();
+        let (watch, mut lost_once) = (Stopwatch::start(), false);
         while watch.seconds() < CHANGE_DEADLINE_S {
             let state = self.follow.catch_up().await?;
             // INVARIANT (P7): while a seal stands the log ends with it; who lifts it brings a first change. A seal that came
@@ -360,8 +360,16 @@ impl Writer {
                 let proposal = propose(&group.after, &self.follow.vault.keyring())?;
                 group.add(asker, proposal, &self.follow.vault, self.clock.now())?;
             }
-            if let Some(state) = self.append(group).await? {
-                return self.checkpoint(&state).await;
+            match self.append(group).await {
+                Ok(Some(state)) => return self.checkpoint(&state).await,
+                Ok(None) => {}
+                // A connection that was lost since it was last used says so now; the next one is new. Done twice, it does no
+                // more: a writer that never writes, and a change that is proposed on what is there then.
+                Err(BrokerError::Unavailable(error)) if !lost_once => {
+                    tracing::debug!(%error, "a writer's start is tried once more");
+                    lost_once = true;
+                }
+                Err(error) => return Err(error),
             }
         }
         Err(BrokerError::Contended)
