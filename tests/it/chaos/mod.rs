@@ -20,7 +20,9 @@ mod postgres;
 mod proxy;
 mod scenario;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Mutex;
 
 use p8broker::clock::{Clock, SystemClock};
 
@@ -61,9 +63,11 @@ impl Random {
 /// A port that a process can be told to listen on, again after a restart. It lies below the range that the kernel gives
 /// out by itself, so that no outgoing connection takes it in between.
 pub fn free_port(random: &mut Random) -> u16 {
+    // One that was given to another test of this process may not be taken yet.
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     for _ in 0..1000 {
         let port = u16::try_from(20_000 + random.below(12_000)).unwrap();
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() && GIVEN.lock().unwrap().insert(port) {
             return port;
         }
     }
