@@ -9,6 +9,8 @@
 //! head, append all of them with their audit rows where the head in the database is still the first one's; fold, publish,
 //! move the anchor, answer. Where the head has moved, catch up and start over, until the deadline.
 //!
+//! The whole of it stands in one file, past 400 lines: it is what the fence is on this side, and is read as one.
+//!
 //! # Invariants
 //! - P4: a waiter is told "committed" only after the commit of its row returned.
 //! - P5: a token's row is committed only at the head that the token was decided at.

@@ -11,6 +11,7 @@ mod output;
 mod panic;
 mod revoke;
 mod serve;
+mod shares;
 mod token;
 mod watch;
 mod whois;
