@@ -13,11 +13,10 @@ mod bare;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use bare::{Figures, Served, connect, load, median};
+use bare::{Served, beside, connect, median};
 use harness::*;
 use p8broker::clock::Stopwatch;
 
-const ROUNDS: usize = 3;
 const IN_FLIGHT: &[usize] = &[1, 8, 64];
 
 async fn issuing() {
@@ -26,7 +25,7 @@ async fn issuing() {
     let bare = Served::start(&broker).await;
     let target = broker.target(CLIENT);
     let bare_target = p8broker::client::Target { addr: bare.addr.clone(), ..target.clone() };
-    println!("issuing over mTLS (TLS 1.3), server and client in one process, {ROUNDS} rounds of {seconds} s, medians");
+    println!("issuing over mTLS (TLS 1.3), server and client in one process, 3 rounds of {seconds} s, medians");
     println!("{:>9}  {:>22}  {:>28}  {:>28}", "", "bare, signs only", "fresh, durable audit", "reused, durable audit");
     println!(
         "{:>9}  {:>8} {:>6} {:>6}  {:>8} {:>6} {:>6} {:>5}  {:>8} {:>6} {:>6} {:>5}",
@@ -35,24 +34,7 @@ async fn issuing() {
     for &in_flight in IN_FLIGHT {
         let count = in_flight.min(8);
         let (ours, theirs) = (connect(&target, count).await, connect(&bare_target, count).await);
-        // Warm up: caches, connections, and the token that is reused.
-        for clients in [&ours, &theirs] {
-            load(clients, in_flight, &ask(), 0.3).await;
-        }
-        let mut rounds: [Vec<Figures>; 3] = Default::default();
-        for _ in 0..ROUNDS {
-            rounds[0].push(load(&theirs, in_flight, &ask(), seconds).await);
-            rounds[1].push(load(&ours, in_flight, &ask_fresh(), seconds).await);
-            rounds[2].push(load(&ours, in_flight, &ask(), seconds).await);
-        }
-        let figure = |which: usize, part: fn(&Figures) -> f64| median(rounds[which].iter().map(part).collect());
-        let ratio =
-            |which: usize| median((0..ROUNDS).map(|nth| rounds[which][nth].rate / rounds[0][nth].rate).collect());
-        let row = |which: usize| {
-            let (p50, p99) = (figure(which, |it| it.p50) * 1e3, figure(which, |it| it.p99) * 1e3);
-            format!("{:>8.0} {p50:>6.2} {p99:>6.2}", figure(which, |it| it.rate))
-        };
-        println!("{in_flight:>9}  {}  {} {:>5.2}  {} {:>5.2}", row(0), row(1), ratio(1), row(2), ratio(2));
+        println!("{in_flight:>9}  {}", beside(&ours, &theirs, in_flight, seconds).await);
     }
     bare.stop().await;
     broker.stop().await;

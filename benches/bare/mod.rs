@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
-use crate::harness::{Broker, Client};
+use crate::harness::{Broker, Client, ask, ask_fresh};
 
 /// Signs a claim set, and does nothing else.
 pub struct Bare {
@@ -105,6 +105,28 @@ pub async fn connect(target: &p8broker::client::Target, count: usize) -> Vec<Cli
         out.push(Client::new(target.connect().await.unwrap()));
     }
     out
+}
+
+/// Ours beside the bare service, in alternating rounds: the columns of one line, medians, and ratios of rounds.
+pub async fn beside(ours: &[Client], theirs: &[Client], in_flight: usize, seconds: f64) -> String {
+    const ROUNDS: usize = 3;
+    // Warm up: caches, connections, and the token that is reused.
+    for clients in [ours, theirs] {
+        load(clients, in_flight, &ask(), 0.3).await;
+    }
+    let mut rounds: [Vec<Figures>; 3] = Default::default();
+    for _ in 0..ROUNDS {
+        rounds[0].push(load(theirs, in_flight, &ask(), seconds).await);
+        rounds[1].push(load(ours, in_flight, &ask_fresh(), seconds).await);
+        rounds[2].push(load(ours, in_flight, &ask(), seconds).await);
+    }
+    let figure = |which: usize, part: fn(&Figures) -> f64| median(rounds[which].iter().map(part).collect());
+    let ratio = |which: usize| median((0..ROUNDS).map(|nth| rounds[which][nth].rate / rounds[0][nth].rate).collect());
+    let row = |which: usize| {
+        let (p50, p99) = (figure(which, |it| it.p50) * 1e3, figure(which, |it| it.p99) * 1e3);
+        format!("{:>8.0} {p50:>6.2} {p99:>6.2}", figure(which, |it| it.rate))
+    };
+    format!("{}  {} {:>5.2}  {} {:>5.2}", row(0), row(1), ratio(1), row(2), ratio(2))
 }
 
 /// Sorted values at the 50th and the 99th percentile.

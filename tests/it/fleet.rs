@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use p8broker::grpc::proto;
 use p8broker::grpc::proto::TargetKind;
+use p8broker::grpc::proto::watch_response::Event;
 use tonic::Code;
 
 use crate::harness::fleet::{Cluster, in_step, new_database};
@@ -215,6 +216,13 @@ async fn p2_a_database_that_went_back_is_refused_until_an_operator_accepts_it_by
         replica.as_(CLIENT).await.issue(ask_fresh()).await.unwrap();
     }
     assert!(operator.all_events().await.iter().any(|event| event.event == "HISTORY_ACCEPTED"));
+    // A watch that goes on from what is lost is told so: its revision is another one here.
+    in_step(&cluster.replicas).await;
+    let request = proto::WatchRequest { from_revision: seen };
+    let mut watch = client.token.watch(request).await.unwrap().into_inner();
+    let first = watch.message().await.unwrap().unwrap();
+    assert!(first.revision >= seen && matches!(first.event, Some(Event::Resynchronise(_))), "{first:?}");
+    drop(watch);
     assert!(operator.verify().await.findings.is_empty());
     assert_eq!(refused(operator.system.accept_history(accept(seen - 2, seen)).await).1, "HISTORY_UNCHANGED");
     // The acceptance is about this loss: the next one is refused again, also where it goes back to before it.

@@ -3,4 +3,5 @@
 mod conformance;
 pub mod faults;
 mod race;
+mod scrub;
 mod tls;
