@@ -1,0 +1,191 @@
+//! Texts in which a `*` stands for any characters but separators.
+//!
+//! Which characters separate depends on what the text names: `/` in the path of a SPIFFE ID, `.` in a host name, and all
+//! of `/ : @ #` in a claim. A `*` never crosses one, so a pattern has as many parts as what it matches.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::shown;
+
+/// What separates the parts of a claim.
+pub const CLAIM_SEPARATORS: &[u8] = b"/:@#";
+
+/// Longest value of a claim, in bytes.
+const MOST_BYTES: usize = 1024;
+
+/// A pattern over the value of a claim.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ClaimGlob(String);
+
+/// Why a text is not a pattern over a claim.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GlobError {
+    /// It is empty, too long, or not printable.
+    #[error("`{0}` is not a claim's value: 1 to {MOST_BYTES} printable ASCII characters without spaces at its ends")]
+    Text(String),
+    /// It matches whatever is there.
+    #[error("`{0}` matches everything: write out at least one part of it")]
+    Everything(String),
+}
+
+impl ClaimGlob {
+    /// Takes a value in which `*` may stand for any characters but `/ : @ #`.
+    ///
+    /// # Errors
+    /// With the rule that the text breaks.
+    pub fn parse(text: &str) -> Result<Self, GlobError> {
+        let printable = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') && text.trim() == text;
+        if !(1..=MOST_BYTES).contains(&text.len()) || !printable {
+            return Err(GlobError::Text(shown(text)));
+        }
+        if parts(text).all(is_wild) {
+            return Err(GlobError::Everything(shown(text)));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// Whether a claim has this value.
+    pub fn matches(&self, value: &str) -> bool {
+        glob_matches(self.0.as_bytes(), value.as_bytes(), CLAIM_SEPARATORS)
+    }
+
+    /// Whether it has no `*`.
+    pub fn is_exact(&self) -> bool {
+        !self.0.contains('*')
+    }
+
+    /// Whether a part after the first is written out, or all of a text without parts begins with what is written out: so
+    /// `repo:*` says nothing of whose repository it is, and `release-*` says something.
+    pub fn is_anchored(&self) -> bool {
+        let mut rest = parts(&self.0);
+        let first = rest.next().unwrap_or_default();
+        let mut rest = rest.peekable();
+        if rest.peek().is_none() { !first.starts_with('*') } else { rest.any(|part| !part.starts_with('*')) }
+    }
+
+    /// Whether the first parts are these, written out, and the one after them is written out, too.
+    pub fn names_after(&self, prefix: &[&str]) -> bool {
+        let mut rest = parts(&self.0);
+        prefix.iter().all(|wanted| rest.next() == Some(*wanted))
+            && rest.next().is_some_and(|part| !part.is_empty() && !part.contains('*'))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClaimGlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for ClaimGlob {
+    type Error = GlobError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text)
+    }
+}
+
+impl From<ClaimGlob> for String {
+    fn from(glob: ClaimGlob) -> Self {
+        glob.0
+    }
+}
+
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| u8::try_from(c).is_ok_and(|b| CLAIM_SEPARATORS.contains(&b)))
+}
+
+fn is_wild(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|b| b == b'*')
+}
+
+/// Whether the text is what the pattern says. At most quadratic in the length of one part: after a mismatch only the last
+/// `*` can give way, by one character, and never past a separator.
+pub(super) fn glob_matches(pattern: &[u8], text: &[u8], separators: &[u8]) -> bool {
+    let (mut at, mut here) = (0, 0);
+    // Where the pattern goes on after the last `*`, and how much of the text that has taken.
+    let mut star: Option<(usize, usize)> = None;
+    while let Some(&found) = text.get(here) {
+        match pattern.get(at) {
+            Some(b'*') => {
+                at = at.saturating_add(1);
+                star = Some((at, here));
+            }
+            Some(&wanted) if wanted == found => {
+                at = at.saturating_add(1);
+                here = here.saturating_add(1);
+            }
+            _ => {
+                let Some((after, taken)) = star else { return false };
+                if text.get(taken).is_none_or(|next| separators.contains(next)) {
+                    return false;
+                }
+                let taken = taken.saturating_add(1);
+                (at, here, star) = (after, taken, Some((after, taken)));
+            }
+        }
+    }
+    pattern.get(at..).is_none_or(|rest| rest.iter().all(|b| *b == b'*'))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_star_stays_between_separators() {
+        let matches = |glob: &str, value: &str| ClaimGlob::parse(glob).unwrap().matches(value);
+        assert!(matches("refs/tags/v*", "refs/tags/v1.2"));
+        assert!(!matches("refs/tags/v*", "refs/tags/v1/x"));
+        assert!(matches("repo:acme/*:ref:refs/heads/main", "repo:acme/bot:ref:refs/heads/main"));
+        assert!(!matches("repo:acme/*:ref:refs/heads/main", "repo:acme/bot:ref:refs/heads/main2"));
+        assert!(!matches("repo:acme/*:ref:refs/heads/main", "repo:acme/a:b:ref:refs/heads/main"));
+        assert!(!matches("*-bot", "a@b-bot"));
+        assert!(matches("x*-ab*b-y", "x1-ab2b-y"));
+        assert!(!matches("x*-ab*b-y", "x-ab-y"));
+    }
+
+    #[test]
+    fn what_says_nothing_is_refused() {
+        for bad in ["*", "**", "*:*", "*/*", "", " a", "a\n", "ä"] {
+            assert!(ClaimGlob::parse(bad).is_err(), "{bad:?}");
+        }
+        let anchored = |glob: &str| ClaimGlob::parse(glob).unwrap().is_anchored();
+        assert!(anchored("main") && anchored("release-*") && anchored("repo:acme/*"));
+        assert!(!anchored("repo:*") && !anchored("repo:*/*:*") && !anchored("*-x"));
+        assert!(ClaimGlob::parse("repo:acme/*:*").unwrap().names_after(&["repo"]));
+        assert!(!ClaimGlob::parse("repo:ac*/x:*").unwrap().names_after(&["repo"]));
+    }
+
+    /// The same by trying every length of every `*`.
+    fn naive(pattern: &[u8], text: &[u8]) -> bool {
+        match pattern.split_first() {
+            None => text.is_empty(),
+            Some((b'*', rest)) => {
+                let most = text.iter().position(|b| CLAIM_SEPARATORS.contains(b)).unwrap_or(text.len());
+                (0..=most).any(|taken| naive(rest, &text[taken..]))
+            }
+            Some((b, rest)) => text.first() == Some(b) && naive(rest, &text[1..]),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_quick_way_agrees_with_the_naive_one(pattern in "[ab*:/]{0,10}", text in "[ab:/]{0,12}") {
+            prop_assert_eq!(
+                glob_matches(pattern.as_bytes(), text.as_bytes(), CLAIM_SEPARATORS),
+                naive(pattern.as_bytes(), text.as_bytes())
+            );
+        }
+    }
+}
