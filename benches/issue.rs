@@ -63,7 +63,7 @@ fn target_of(dir: &Path) -> p8broker::client::Target {
     let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("ready.json")).unwrap()).unwrap();
     let addr = ready["grpc_addr"].as_str().unwrap().to_owned();
     let (cacert, cert, key) = (dir.join("ca.pem"), dir.join("client.pem"), dir.join("client-key.pem"));
-    p8broker::client::Target { addr, cacert, cert, key, server_name: None }
+    p8broker::client::Target::certified(addr, cacert, cert, key)
 }
 
 async fn process() {

@@ -16,6 +16,7 @@ use p8broker::domain::decide::{TokenRequest, decide};
 use p8broker::domain::key::{Key, KeyKind, KeyState, Profile, Stamp};
 use p8broker::domain::pattern::ClientPattern;
 use p8broker::domain::policy::{MOST_PER_APP_GROUP, Policy};
+use p8broker::domain::principal::Principal;
 use p8broker::domain::role::Role;
 use p8broker::domain::state::State;
 use p8broker::id::{
@@ -55,6 +56,12 @@ fn state(policies: usize) -> State {
             require_scope: false,
             not_before: None,
             not_after: None,
+            features: vec![],
+            quota: None,
+            hours: None,
+            require_mtls: vec![],
+            break_glass: false,
+            shadow: false,
         }))
     }));
     let key = Key {
@@ -93,7 +100,9 @@ fn deciding() {
         let last = policies - 1;
         let groups = policies.div_ceil(MOST_PER_APP_GROUP);
         let request = TokenRequest {
-            client: ClientId::parse(&format!("spiffe://acme.internal/ns/ci/sa/job-{last}-x")).unwrap(),
+            principal: Principal::of_certificate(
+                ClientId::parse(&format!("spiffe://acme.internal/ns/ci/sa/job-{last}-x")).unwrap(),
+            ),
             app_group: AppGroupName::parse(&format!("g{}", last % groups)).unwrap(),
             role: Role::AppManager,
             ttl_s: None,

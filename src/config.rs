@@ -17,6 +17,7 @@ use serde::Deserialize;
 use crate::broker::KeySource;
 use crate::grpc::layer::Limits;
 use crate::id::{ClientId, is_dns_name, is_trust_domain};
+use crate::identity::oidc::OidcConfig;
 use crate::tls::{ClientCaFile, TlsFiles};
 pub use store::{StoreAt, StoreConfig, StoreUrl};
 
@@ -60,6 +61,9 @@ pub struct Config {
     /// This replica.
     #[serde(default)]
     pub replica: ReplicaConfig,
+    /// How the keys of trusted issuers are fetched.
+    #[serde(default)]
+    pub oidc: OidcConfig,
 }
 
 /// `[listen]`
@@ -275,6 +279,7 @@ impl Config {
             }));
         }
         out.extend(self.store.wrong());
+        out.extend(self.oidc.wrong());
         if self.replica.name.as_deref().is_some_and(|name| !is_replica_name(name)) {
             out.push("replica.name: 1 to 100 printable ASCII characters without spaces".to_owned());
         }

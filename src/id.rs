@@ -101,6 +101,10 @@ text_id!(
     OperatorName, is_name, "a name: 1 to 63 characters a-z, 0-9, `-`, `_` or `.`, the first and last a letter or digit"
 );
 text_id!(
+    /// The name of a ceiling.
+    CeilingName, is_name, "a name: 1 to 63 characters a-z, 0-9, `-`, `_` or `.`, the first and last a letter or digit"
+);
+text_id!(
     /// The name of a trusted issuer of identities.
     IssuerName, is_name, "a name: 1 to 63 characters a-z, 0-9, `-`, `_` or `.`, the first and last a letter or digit"
 );
@@ -127,6 +131,10 @@ text_id!(
     DecisionId, is_hex_128, "a decision id: 32 hex digits"
 );
 text_id!(
+    /// One proposed change: 32 hex digits.
+    ProposalId, is_hex_128, "a proposal id: 32 hex digits"
+);
+text_id!(
     /// One token: SHA-256 of `header.payload`, 64 hex digits. The signature is left out, as ES256 signatures are malleable.
     TokenId, |text| text.len() == 64 && text.bytes().all(is_lower_hex), "a token id: 64 hex digits"
 );
@@ -141,7 +149,7 @@ macro_rules! random_id {
         }
     )*};
 }
-random_id!(VaultId, WriterId, DecisionId);
+random_id!(VaultId, WriterId, DecisionId, ProposalId);
 
 impl TokenId {
     /// Names a token by the digest of its `header.payload`.

@@ -10,7 +10,7 @@
 //! | 1 domain: pure, sync, no I/O | [`domain`] | serde |
 //! | 2 mechanism | [`metrics`], [`vault`], [`signer`], [`store`] | aws-lc-rs, jsonwebtoken, sqlx, prometheus |
 //! | 3 use cases | [`broker`] | tokio sync and time |
-//! | 4 edges | [`identity`], [`grpc`], [`tls`], [`ops`], [`client`] | tonic, prost, tower, rustls, axum |
+//! | 4 edges | [`identity`], [`grpc`], [`tls`], [`ops`], [`client`] | tonic, prost, tower, rustls, axum, hyper |
 //! | 5 assembly | [`config`], [`telemetry`], [`server`], [`cli`] | everything |
 //!
 //! # Words

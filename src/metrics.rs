@@ -1,4 +1,5 @@
-//! Every metric, in one registry. Names carry their unit; every label has few values, all known here.
+//! Every metric, in one registry. Names carry their unit; every label has few values: all known here, or the names of
+//! trusted issuers.
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -47,8 +48,20 @@ pub struct Metrics {
     pub watch_seconds: Histogram,
     /// Watchers that read too slowly and were told to resynchronise.
     pub watchers_lagged: IntCounter,
+    /// Break-glass policies that are held open now.
+    pub break_glass_open: IntGauge,
+    /// Tokens handed out under break-glass policies, by `policy`.
+    pub break_glass_tokens: IntCounterVec,
+    /// Tokens that policies and ceilings in shadow mode would have refused, by `kind`, `name` and `reason`.
+    pub shadow_refusals: IntCounterVec,
     /// Keys revoked here that nobody has confirmed as revoked at Apple.
     pub unconfirmed_at_apple: IntGauge,
+    /// Fetches of a trusted `issuer`'s keys, by `outcome`: `ok` or `failed`.
+    pub jwks_fetches: IntCounterVec,
+    /// 1 while a trusted `issuer` is away and the keys held of it are older than they should be.
+    pub jwks_stale: IntGaugeVec,
+    /// Bearer tokens refused, by `reason`: a stable constant.
+    pub bearer_refusals: IntCounterVec,
 }
 
 impl Metrics {
@@ -101,9 +114,42 @@ impl Metrics {
                 register(r, Histogram::with_opts(opts.buckets(fast))?)?
             },
             watchers_lagged: counter(r, "watchers_lagged_total", "Watchers that read too slowly.")?,
+            break_glass_open: gauge(r, "break_glass_open", "Break-glass policies that are held open.")?,
+            break_glass_tokens: counters(
+                r,
+                "break_glass_tokens_total",
+                "Tokens under break-glass policies.",
+                &["policy"],
+            )?,
+            shadow_refusals: counters(
+                r,
+                "shadow_refusals_total",
+                "Tokens that policies and ceilings in shadow mode would have refused.",
+                &["kind", "name", "reason"],
+            )?,
             unconfirmed_at_apple: gauge(r, "keys_unconfirmed_at_apple", "Keys revoked here, not confirmed at Apple.")?,
+            jwks_fetches: counters(
+                r,
+                "jwks_fetches_total",
+                "Fetches of a trusted issuer's keys.",
+                &["issuer", "outcome"],
+            )?,
+            jwks_stale: {
+                let opts = Opts::new("jwks_stale", "1 while an issuer is away and its keys are overdue.");
+                register(r, IntGaugeVec::new(opts, &["issuer"])?)?
+            },
+            bearer_refusals: counters(r, "bearer_refusals_total", "Bearer tokens refused.", &["reason"])?,
             registry,
         })
+    }
+
+    /// Forgets what is counted for an issuer that is not trusted any more.
+    pub fn forget_issuer(&self, name: &str) {
+        // One of which nothing was counted is forgotten already.
+        let _ = self.jwks_stale.remove_label_values(&[name]);
+        for outcome in ["ok", "failed"] {
+            let _ = self.jwks_fetches.remove_label_values(&[name, outcome]);
+        }
     }
 
     /// The Prometheus text format, version 0.0.4.

@@ -20,6 +20,7 @@ use crate::broker::{Broker, Parts, Phase};
 use crate::clock::Clock;
 use crate::config::{Config, StoreAt};
 use crate::grpc::{self, DESCRIPTORS, layer::Gate};
+use crate::identity::oidc::Verifier;
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::store::Store;
@@ -41,6 +42,9 @@ pub enum ServerError {
     /// The TLS files can't be used.
     #[error("TLS: {0}")]
     Tls(#[from] crate::tls::TlsError),
+    /// Issuers' keys can't be fetched as the configuration says.
+    #[error("{0}")]
+    Oidc(String),
     /// The database can't be opened.
     #[error("{0}")]
     Store(#[from] crate::store::StoreError),
@@ -61,6 +65,7 @@ pub enum ServerError {
 pub struct Server {
     broker: Arc<Broker>,
     tls: Arc<Tls>,
+    verifier: Arc<Verifier>,
     grpc: TcpListener,
     ops: TcpListener,
     config: Config,
@@ -92,19 +97,23 @@ impl Server {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Self, ServerError> {
-        let tls = Tls::load(config.tls_files(), Arc::clone(&clock), metrics.clone())?;
         let broker = Broker::new(Parts {
             store,
-            clock,
-            metrics,
+            clock: Arc::clone(&clock),
+            metrics: metrics.clone(),
             key_source: config.key_source(),
             bootstrap: config.bootstrap(),
             anchor: config.anchor.file.as_deref().map(Anchor::at),
             replica: config.replica(),
         });
+        let asked = Arc::downgrade(&broker);
+        let without = Arc::new(move || asked.upgrade().is_some_and(|broker| broker.trusts_issuers()));
+        let tls = Tls::load(config.tls_files(), Arc::clone(&clock), metrics.clone(), without)?;
+        let verifier = Verifier::new(&config.oidc, clock, metrics);
+        let verifier = Arc::new(verifier.map_err(|error| ServerError::Oidc(error.to_string()))?);
         let (grpc, ops) = (listen(config.listen.grpc).await?, listen(config.listen.ops).await?);
         broker.start().await;
-        Ok(Self { broker, tls: Arc::new(tls), grpc, ops, config })
+        Ok(Self { broker, tls: Arc::new(tls), verifier, grpc, ops, config })
     }
 
     /// The broker.
@@ -133,11 +142,11 @@ impl Server {
     /// # Errors
     /// Where serving failed.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServerError> {
-        let Self { broker, tls, grpc, ops, config } = self;
+        let Self { broker, tls, verifier, grpc, ops, config } = self;
         let tasks = TaskTracker::new();
-        let gate = Gate::new(Arc::clone(&broker), config.limits());
+        let gate = Gate::new(Arc::clone(&broker), Arc::clone(&verifier), config.limits());
         let (reporter, health) = tonic_health::server::health_reporter();
-        tasks.spawn(keep_house(Arc::clone(&broker), gate.clone(), reporter, stop.clone()));
+        tasks.spawn(keep_house(Arc::clone(&broker), gate.clone(), Arc::clone(&verifier), reporter, stop.clone()));
         let (watched, every) = (Arc::clone(&tls), Duration::from_secs(config.tls.reload_s));
         let stop_watching = stop.clone();
         tasks.spawn(async move { watched.watch(every, stop_watching).await });
@@ -172,6 +181,7 @@ impl Server {
             }
         };
         broker.stop().await;
+        verifier.stop().await;
         stop.cancel();
         tasks.close();
         tasks.wait().await;
@@ -250,6 +260,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
 async fn keep_house(
     broker: Arc<Broker>,
     gate: Gate,
+    verifier: Arc<Verifier>,
     reporter: tonic_health::server::HealthReporter,
     stop: CancellationToken,
 ) {
@@ -267,6 +278,7 @@ async fn keep_house(
             return;
         }
         broker.flush_denials();
+        broker.count_opened();
         // What waits for the database must not hold up the rest.
         let asking = async {
             broker.open_again().await;
@@ -285,6 +297,9 @@ async fn keep_house(
         seconds = seconds.wrapping_add(1);
         if seconds.is_multiple_of(60) {
             gate.forget_quiet_callers();
+            if let Ok(open) = broker.open() {
+                verifier.tend(open.state().issuers().values().map(AsRef::as_ref));
+            }
         }
     }
 }

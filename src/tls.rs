@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::server::Connected;
 
 use crate::clock::Clock;
-use crate::identity::mtls::{ClientCa, HandshakeVerifier, Peer, Trust, expiry};
+use crate::identity::mtls::{ClientCa, HandshakeVerifier, Peer, Trust, WithoutCertificate, expiry};
 use crate::metrics::Metrics;
 
 /// How long a handshake may take.
@@ -80,6 +80,7 @@ pub struct Tls {
     trust: Arc<ArcSwap<Trust>>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
+    without: WithoutCertificate,
     seen: std::sync::atomic::AtomicU64,
 }
 
@@ -100,19 +101,25 @@ impl TimeProvider for Time {
 }
 
 impl Tls {
-    /// Loads the files.
+    /// Loads the files. `without` is asked in each handshake whether it may go without a client certificate.
     ///
     /// # Errors
     /// With the first file that can't be used.
-    pub fn load(files: TlsFiles, clock: Arc<dyn Clock>, metrics: Metrics) -> Result<Self, TlsError> {
+    pub fn load(
+        files: TlsFiles,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        without: WithoutCertificate,
+    ) -> Result<Self, TlsError> {
         let seen = fingerprint(&files);
-        let (config, trust) = read(&files, 1, &clock, &metrics)?;
+        let (config, trust) = read(&files, 1, &clock, &metrics, &without)?;
         Ok(Self {
             files,
             config: ArcSwap::from(config),
             trust: Arc::new(ArcSwap::from(trust)),
             clock,
             metrics,
+            without,
             seen: std::sync::atomic::AtomicU64::new(seen),
         })
     }
@@ -128,7 +135,7 @@ impl Tls {
             return Ok(false);
         }
         let generation = self.trust.load().generation.saturating_add(1);
-        let (config, trust) = read(&self.files, generation, &self.clock, &self.metrics)?;
+        let (config, trust) = read(&self.files, generation, &self.clock, &self.metrics, &self.without)?;
         // Trust first: a connection that is made in between is verified by the newer of the two.
         self.trust.store(trust);
         self.config.store(config);
@@ -164,6 +171,8 @@ impl Tls {
         let (sender, receiver) = mpsc::channel(WAITING);
         let (tls, tasks_of_handshakes) = (Arc::clone(self), tasks.clone());
         let (slots, handshakes) = (Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(HANDSHAKES)));
+        // Whoever has no certificate has not said who it is: such connections leave half of the places to the others.
+        let nameless = Arc::new(Semaphore::new(most.div_ceil(2)));
         tasks.spawn(async move {
             loop {
                 let free = Arc::clone(&handshakes).acquire_owned();
@@ -171,14 +180,19 @@ impl Tls {
                 let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { return };
                 match accepted {
                     Ok((stream, _)) => {
-                        let (tls, sender, slots) = (Arc::clone(&tls), sender.clone(), Arc::clone(&slots));
+                        let (tls, sender) = (Arc::clone(&tls), sender.clone());
+                        let (slots, nameless) = (Arc::clone(&slots), Arc::clone(&nameless));
                         tasks_of_handshakes.spawn(async move {
                             let shaken = tls.handshake(stream).await;
                             drop(shaking);
                             // A peer without an accepted certificate never takes a connection's place.
                             let connection = shaken.and_then(|(stream, peer)| {
                                 let slot = slots.try_acquire_owned().ok()?;
-                                Some(Connection { stream, peer, _slot: slot })
+                                let nameless = match peer.certificate() {
+                                    Some(_) => None,
+                                    None => Some(nameless.try_acquire_owned().ok()?),
+                                };
+                                Some(Connection { stream, peer, _slots: (slot, nameless) })
                             });
                             if let Some(connection) = connection {
                                 // A server that is stopping has closed the receiver.
@@ -217,12 +231,12 @@ impl Tls {
     }
 }
 
-/// One connection with an accepted certificate.
+/// One connection, with an accepted certificate or, where callers can be named by bearer tokens, with none.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
     /// Counts against the most connections, for as long as this one lives.
-    _slot: OwnedSemaphorePermit,
+    _slots: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 impl Connected for Connection {
@@ -284,6 +298,7 @@ fn read(
     generation: u64,
     clock: &Arc<dyn Clock>,
     metrics: &Metrics,
+    without: &WithoutCertificate,
 ) -> Result<(Arc<ServerConfig>, Arc<Trust>), TlsError> {
     let fail = |file: &PathBuf, why: String| TlsError { file: file.clone(), why };
     let provider = Arc::new(default_provider());
@@ -314,7 +329,7 @@ fn read(
         metrics.certificate_expiry.set(end);
     }
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| fail(&files.key, error.to_string()))?;
-    let verifier = HandshakeVerifier::new(Arc::clone(&trust))
+    let verifier = HandshakeVerifier::new(Arc::clone(&trust), Arc::clone(without))
         .ok_or_else(|| fail(&files.certificate, "no client CA is configured".to_owned()))?;
     let mut config = ServerConfig::builder_with_details(provider, Arc::new(Time(Arc::clone(clock))))
         .with_protocol_versions(&[&rustls::version::TLS13])

@@ -19,12 +19,15 @@ const LAYERS: &[&[&str]] = &[
 const CONFINED: &[(&str, &[&str])] = &[
     ("tonic", &["grpc", "client", "tls", "server", "cli", "identity"]),
     ("sqlx", &["store"]),
-    ("jsonwebtoken", &["signer"]),
+    ("jsonwebtoken", &["signer", "identity"]),
     ("axum", &["ops", "server"]),
     ("vsss_rs", &["vault"]),
     ("clap", &["cli"]),
     ("figment", &["config"]),
     ("rcgen", &["cli"]),
+    ("hyper", &["identity"]),
+    ("jiff", &["domain"]),
+    ("webpki_roots", &["identity"]),
 ];
 
 fn place(module: &str) -> (usize, usize) {

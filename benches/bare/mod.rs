@@ -149,7 +149,8 @@ impl Served {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let files = broker.config.tls_files();
-        let tls = Arc::new(Tls::load(files, Arc::new(SystemClock), Metrics::new().unwrap()).unwrap());
+        let tls =
+            Arc::new(Tls::load(files, Arc::new(SystemClock), Metrics::new().unwrap(), Arc::new(|| false)).unwrap());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let connections = tls.accept(listener, 20_000, &tasks, stop.clone());
         let (push, _) = broadcast::channel(16);

@@ -22,7 +22,7 @@ pub async fn run() {
     for worker in 0..64 {
         let inner = Arc::clone(&inner);
         changes.spawn(async move {
-            let caller = p8broker::broker::Caller { client: client_id(OPERATOR), identity: String::new() };
+            let caller = p8broker::broker::Caller { principal: principal(OPERATOR), identity: String::new() };
             let name = p8broker::id::PolicyName::parse(&format!("churn-{worker}")).unwrap();
             while inner.open().unwrap().state().head().revision.0 < RECORDS {
                 inner.revoke(&caller, Target::Policy(name.clone()), "churn".to_owned()).await.unwrap();

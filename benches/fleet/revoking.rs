@@ -38,7 +38,7 @@ fn victim(nth: usize) -> String {
 
 /// A client with so many live tokens: asked for through the broker's own use case, so that only the revoke is timed.
 async fn with_tokens(broker: &Broker, client: &str, count: usize) {
-    let caller = p8broker::broker::Caller { client: client_id(client), identity: String::new() };
+    let caller = p8broker::broker::Caller { principal: principal(client), identity: String::new() };
     let mut asks = JoinSet::new();
     for nth in 0..count {
         let (inner, caller) = (Arc::clone(broker.inner()), caller.clone());
@@ -46,7 +46,7 @@ async fn with_tokens(broker: &Broker, client: &str, count: usize) {
             let operation =
                 p8broker::domain::operation::Operation::parse(&format!("GET /v1/apps/{}", nth + 1)).unwrap();
             let request = p8broker::domain::decide::TokenRequest {
-                client: caller.client.clone(),
+                principal: caller.principal.clone(),
                 app_group: p8broker::id::AppGroupName::parse("games").unwrap(),
                 role: p8broker::domain::role::Role::AppManager,
                 ttl_s: None,

@@ -208,13 +208,7 @@ async fn memory(count: usize) {
     let process = Process(child);
     let at = |identity: &str| {
         let (cert, key) = broker.pki.client(identity);
-        Target {
-            addr: format!("127.0.0.1:{port}"),
-            cacert: broker.pki.dir.join("ca.pem"),
-            cert,
-            key,
-            server_name: None,
-        }
+        Target::certified(format!("127.0.0.1:{port}"), broker.pki.dir.join("ca.pem"), cert, key)
     };
     eventually("it listens", async || at(OPERATOR).connect().await.is_ok()).await;
     let mut operator = connect(&at(OPERATOR), 1).await.remove(0);

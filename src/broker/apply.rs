@@ -1,20 +1,47 @@
-//! Applies a document: accounts, app groups, policies, operators.
+//! Applies a document: accounts, app groups, issuers, ceilings, policies, operators.
 //!
-//! Steps: plan it on the newest state; check that the caller may make each step of the plan; append the one change that
-//! makes them all. A plan that is only asked for takes the first two steps.
+//! Steps: plan it on the newest state; refuse a plan that was looked at on another one; check that the caller may make each
+//! step of the plan, alone; append the one change that makes them all. A plan that is only asked for takes the first step
+//! and looks at powers, so that nobody without one learns what is there.
+//!
+//! # Invariants
+//! - `INV-APPLY-1`: no one grants what they do not hold: policies of a group take the power to author them there, and all
+//!   else the power to administer, which stands above every power.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::BrokerError;
 use super::ledger::Proposal;
 use super::{Broker, Caller, require};
 use crate::domain::change::ObjectName;
-use crate::domain::document::Desired;
+use crate::domain::document::{Desired, Document, Violation};
+use crate::domain::enforcement::EnforcedBy;
 use crate::domain::operator::Power;
 use crate::domain::plan::{Action, Plan, Step, Unnamed, plan};
+use crate::domain::principal::Principal;
 use crate::domain::state::State;
-use crate::id::{ClientId, Revision};
+use crate::id::{CeilingName, Revision};
 use crate::vault::keyring::Keyring;
+
+/// What somebody wants to be so.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The document.
+    pub desired: Desired,
+    /// What becomes of what it does not name.
+    pub unnamed: Unnamed,
+    /// Whether limits that nobody enforces are refused.
+    pub refuse_advisory: bool,
+    /// The revision of the plan that was looked at; 0 for none.
+    pub planned_on: Revision,
+}
+
+impl Wanted {
+    /// A document as it is: what it does not name stays, and it may come upon any revision.
+    pub fn new(desired: Desired) -> Self {
+        Self { desired, unnamed: Unnamed::Keep, refuse_advisory: false, planned_on: Revision::default() }
+    }
+}
 
 /// What applying did, or would do.
 #[derive(Debug, Clone)]
@@ -30,9 +57,9 @@ impl Broker {
     ///
     /// # Errors
     /// With everything in the document that can't be.
-    pub fn plan(&self, caller: &Caller, desired: &Desired, unnamed: Unnamed) -> Result<Applied, BrokerError> {
+    pub fn plan(&self, caller: &Caller, wanted: &Wanted) -> Result<Applied, BrokerError> {
         let state = self.open()?.state();
-        let plan = plan_for(desired, unnamed, &state, &caller.client)?;
+        let plan = plan_for(wanted, &state, &caller.principal)?;
         Ok(Applied { steps: plan.steps, revision: state.head().revision })
     }
 
@@ -40,30 +67,47 @@ impl Broker {
     ///
     /// # Errors
     /// With everything in the document that can't be.
-    pub async fn apply(&self, caller: &Caller, desired: Desired, unnamed: Unnamed) -> Result<Applied, BrokerError> {
+    pub async fn apply(&self, caller: &Caller, wanted: Wanted) -> Result<Applied, BrokerError> {
         let open = self.open()?;
         let state = open.state();
-        let first = plan_for(&desired, unnamed, &state, &caller.client)?;
-        let power = power_for(&first, &state, &caller.client);
+        let first = plan_for(&wanted, &state, &caller.principal)?;
+        let power = power_for(&first.steps, &state, &caller.principal);
         let asker = self.asker(&state, caller, power)?;
-        let client = caller.client.clone();
-        let steps = Arc::new(std::sync::Mutex::new(first.steps));
+        let principal = caller.principal.clone();
+        let steps = Arc::new(Mutex::new(first.steps));
         let planned = Arc::clone(&steps);
         let propose = move |state: &State, _: &Keyring| {
             // Planned again where the head has moved: what is applied is what was checked on this very state.
-            let plan = plan_for(&desired, unnamed, state, &client)?;
+            let plan = plan_for(&wanted, state, &principal)?;
+            if let Some(ceiling) = approval(&plan.steps) {
+                return Err(BrokerError::ApprovalRequired(ceiling));
+            }
             let detail = Some(detail(&plan.steps));
-            *planned.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = plan.steps;
+            *planned.lock().unwrap_or_else(PoisonError::into_inner) = plan.steps;
             Ok(Proposal { change: plan.change, detail, ..Proposal::default() })
         };
         let changed = open.ledger.change(asker, Box::new(propose)).await?;
-        let steps = std::mem::take(&mut *steps.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        let steps = std::mem::take(&mut *steps.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(Applied { steps, revision: changed.state.head().revision })
+    }
+
+    /// The whole desired state, and its revision.
+    ///
+    /// # Errors
+    /// Where the vault is not open.
+    pub fn export(&self) -> Result<(Document, Revision), BrokerError> {
+        let state = self.open()?.state();
+        Ok((Document::of(&state), state.head().revision))
     }
 }
 
+/// The ceiling under which one of the steps takes two operators.
+pub(super) fn approval(steps: &[Step]) -> Option<CeilingName> {
+    steps.iter().find_map(|step| step.approval.clone())
+}
+
 /// What the audit says: each step that changes something, and how.
-fn detail(steps: &[Step]) -> String {
+pub(super) fn detail(steps: &[Step]) -> String {
     const MOST: usize = 4000;
     let one = |step: &Step| {
         let verb = step.action.as_str().to_ascii_lowercase();
@@ -76,32 +120,74 @@ fn detail(steps: &[Step]) -> String {
 }
 
 /// Plans, and checks that the caller may make each step.
-fn plan_for(desired: &Desired, unnamed: Unnamed, state: &State, client: &ClientId) -> Result<Plan, BrokerError> {
+pub(super) fn plan_for(wanted: &Wanted, state: &State, caller: &Principal) -> Result<Plan, BrokerError> {
     let writes =
-        require(state, client, Power::Administer).is_ok() || require(state, client, Power::AuthorPolicies).is_ok();
+        require(state, caller, Power::Administer).is_ok() || require(state, caller, Power::AuthorPolicies).is_ok();
     if !writes {
         // Nobody without a power learns what is there.
         return Err(BrokerError::LacksPower(Power::AuthorPolicies));
     }
-    let plan = plan(desired, unnamed, state).map_err(BrokerError::Invalid)?;
-    for step in plan.steps.iter().filter(|step| step.action != Action::Keep) {
-        match &step.object {
-            ObjectName::Account(_) | ObjectName::AppGroup(_) | ObjectName::Operator(_) => {
-                require(state, client, Power::Administer)?;
-            }
-            ObjectName::Policy(_) => may_author(state, client, step)?,
+    unmoved(wanted.planned_on, state)?;
+    let plan = plan(&wanted.desired, wanted.unnamed, state).map_err(BrokerError::Invalid)?;
+    may_make(&plan.steps, state, caller)?;
+    if wanted.refuse_advisory {
+        let limits = advisory(&plan.steps);
+        if !limits.is_empty() {
+            return Err(BrokerError::Advisory(limits));
         }
     }
     Ok(plan)
 }
 
-fn may_author(state: &State, client: &ClientId, step: &Step) -> Result<(), BrokerError> {
-    if state.is_client_revoked(client) {
+/// Refuses a plan of another state, with what came between.
+pub(super) fn unmoved(planned_on: Revision, state: &State) -> Result<(), BrokerError> {
+    if planned_on == Revision::default() || state.last_move() <= planned_on {
+        return Ok(());
+    }
+    let moved = state.moves_after(planned_on);
+    let moved = moved.map(|it| format!("revision {} by {}: {}", it.revision, it.stamp.by, it.what)).collect();
+    Err(BrokerError::PlanStale { planned_on, moved })
+}
+
+/// Limits of policies of the document that nobody enforces.
+fn advisory(steps: &[Step]) -> Vec<Violation> {
+    let mut out = Vec::new();
+    let mut nth = 0_usize;
+    for step in steps.iter().filter(|step| matches!(step.object, ObjectName::Policy(_))) {
+        let nobody = step.enforced_by.iter().filter(|entry| entry.by == EnforcedBy::Nobody);
+        out.extend(nobody.map(|entry| Violation {
+            path: format!("policies[{nth}]"),
+            message: format!("nobody enforces the limit `{}`: {}", entry.limit, entry.explanation),
+        }));
+        nth = nth.saturating_add(1);
+    }
+    out
+}
+
+/// INVARIANT (INV-APPLY-1)
+pub(super) fn may_make(steps: &[Step], state: &State, caller: &Principal) -> Result<(), BrokerError> {
+    for step in steps.iter().filter(|step| step.action != Action::Keep) {
+        match &step.object {
+            ObjectName::Account(_)
+            | ObjectName::AppGroup(_)
+            | ObjectName::Operator(_)
+            | ObjectName::Issuer(_)
+            | ObjectName::Ceiling(_) => {
+                require(state, caller, Power::Administer)?;
+            }
+            ObjectName::Policy(_) => may_author(state, caller, step)?,
+        }
+    }
+    Ok(())
+}
+
+fn may_author(state: &State, caller: &Principal, step: &Step) -> Result<(), BrokerError> {
+    if state.refuses(caller).is_some() {
         return Err(BrokerError::LacksPower(Power::AuthorPolicies));
     }
     for group in &step.authored_groups {
-        if !state.operators_of(client).any(|operator| operator.may_author(group)) {
-            return match require(state, client, Power::AuthorPolicies) {
+        if !state.operators_of(caller).any(|operator| operator.may_author(group)) {
+            return match require(state, caller, Power::AuthorPolicies) {
                 Ok(_) => Err(BrokerError::OutsideAppGroup(group.to_string())),
                 Err(error) => Err(error),
             };
@@ -111,8 +197,8 @@ fn may_author(state: &State, client: &ClientId, step: &Step) -> Result<(), Broke
 }
 
 /// The power under whose operator the change is recorded: each step has been checked already.
-fn power_for(plan: &Plan, state: &State, client: &ClientId) -> Power {
+pub(super) fn power_for(steps: &[Step], state: &State, caller: &Principal) -> Power {
     let policy = |step: &Step| matches!(step.object, ObjectName::Policy(_)) || step.action == Action::Keep;
-    let authored = plan.steps.iter().all(policy) && require(state, client, Power::AuthorPolicies).is_ok();
+    let authored = steps.iter().all(policy) && require(state, caller, Power::AuthorPolicies).is_ok();
     if authored { Power::AuthorPolicies } else { Power::Administer }
 }

@@ -94,7 +94,7 @@ impl Broker {
 
     /// Keeps what happens while sealed for the audit of the next unseal.
     pub(super) fn remember_while_sealed(&self, caller: &Caller, method: &str, reason: &str, id: &DecisionId) {
-        tracing::info!(caller = %caller.client, method, reason, "refused while not serving");
+        tracing::info!(caller = %caller.client(), method, reason, "refused while not serving");
         self.parts.metrics.denials.with_label_values(&[reason]).inc();
         let event = self.refusal(caller, method, reason, id, Revision::default());
         self.recent(|recent| {
@@ -153,7 +153,7 @@ impl Broker {
             outcome: Outcome::Denied,
             reason: reason.to_owned(),
             decision_id: decision_id.to_string(),
-            caller: caller.client.to_string(),
+            caller: caller.client().to_string(),
             identity: caller.identity.clone(),
             detail: String::new(),
             policy: None,

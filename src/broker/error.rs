@@ -4,7 +4,7 @@ use super::Refusal;
 use crate::domain::decide::Denial;
 use crate::domain::document::Violation;
 use crate::domain::operator::Power;
-use crate::id::{DecisionId, KeyId, Revision};
+use crate::id::{CeilingName, DecisionId, KeyId, PolicyName, Revision};
 use crate::store::StoreError;
 use crate::vault::p8::P8Error;
 use crate::vault::unseal::{ShareError, SplitError};
@@ -44,6 +44,33 @@ pub enum BrokerError {
     /// Fields of the request are wrong; all of them.
     #[error("{} of the request can't be accepted", count(.0.len()))]
     Invalid(Vec<Violation>),
+    /// Policies of the document have limits that nobody enforces.
+    #[error("{} of policies nobody enforces; nothing was changed", limits(.0.len()))]
+    Advisory(Vec<Violation>),
+    /// What a plan rests on has moved since.
+    #[error("the vault has moved since revision {planned_on}; nothing was changed. Look at a new plan. What came between: {}", joined(.moved))]
+    PlanStale {
+        /// The revision that was planned on.
+        planned_on: Revision,
+        /// What moved, oldest first.
+        moved: Vec<String>,
+    },
+    /// A ceiling asks for a second operator.
+    #[error(
+        "the ceiling `{0}` asks for two operators; nothing was changed. Propose the change (`p8broker apply --propose`), for another operator to approve"
+    )]
+    ApprovalRequired(CeilingName),
+    /// Somebody wants to approve what they proposed.
+    #[error("whoever proposed a change can't approve it; ask another operator")]
+    OwnProposal,
+    /// Too many proposals wait.
+    #[error("{0} proposals wait already; approve or close some of them first")]
+    TooManyProposals(usize),
+    /// The policy is not one that is opened.
+    #[error(
+        "the policy `{0}` is not a break-glass policy: it has no `break_glass: true`, and grants without being opened"
+    )]
+    NotBreakGlass(PolicyName),
     /// There is nothing of this name.
     #[error("there is no {kind} `{name}`")]
     NotFound {
@@ -188,6 +215,12 @@ impl BrokerError {
             Self::LacksPower(_) => "POWER_MISSING",
             Self::OutsideAppGroup(_) => "OUTSIDE_APP_GROUP",
             Self::Invalid(_) => "INVALID_ARGUMENT",
+            Self::Advisory(_) => "ADVISORY_LIMITS",
+            Self::PlanStale { .. } => "PLAN_STALE",
+            Self::ApprovalRequired(_) => "APPROVAL_REQUIRED",
+            Self::OwnProposal => "OWN_PROPOSAL",
+            Self::TooManyProposals(_) => "TOO_MANY_PROPOSALS",
+            Self::NotBreakGlass(_) => "NOT_BREAK_GLASS",
             Self::NotFound { .. } => "NOT_FOUND",
             Self::BadP8(_) => "BAD_P8",
             Self::KeyExists { .. } => "KEY_EXISTS",
@@ -249,6 +282,14 @@ impl From<crate::vault::VaultError> for BrokerError {
     fn from(error: crate::vault::VaultError) -> Self {
         Self::Internal(error.to_string())
     }
+}
+
+fn limits(number: usize) -> String {
+    if number == 1 { "1 limit".to_owned() } else { format!("{number} limits") }
+}
+
+fn joined(what: &[String]) -> String {
+    if what.is_empty() { "more than is remembered".to_owned() } else { what.join("; ") }
 }
 
 fn count(fields: usize) -> String {

@@ -68,28 +68,28 @@ impl Broker {
         let store = self.parts.store.as_ref();
         if let Some(seen) = &waiting.seen {
             // What was lost may be the very revocation of this operator.
-            require(seen, &caller.client, Power::Administer)?;
+            require(seen, &caller.principal, Power::Administer)?;
         }
         let state = load::fold_log(store, &waiting.vault, &waiting.keyring).await.map_err(refused)?;
-        let name = require(&state, &caller.client, Power::Administer)?;
+        let name = require(&state, &caller.principal, Power::Administer)?;
         let there = state.head().revision;
         if (database, seen) != (there, lost.seen.revision) {
             return Err(BrokerError::HistoryMoved { database: there, seen: lost.seen.revision });
         }
         let asker = Asker {
-            actor: Actor { name, client: Some(caller.client.clone()) },
+            actor: Actor { name, client: Some(caller.client().clone()) },
             identity: caller.identity.clone(),
             decision_id: self.decision_id()?,
         };
-        let (client, id, seen_head) = (caller.client.clone(), asker.decision_id.clone(), lost.seen);
+        let (principal, id, seen_head) = (caller.principal.clone(), asker.decision_id.clone(), lost.seen);
         let accept: Propose = Box::new(move |state, _| {
-            require(state, &client, Power::Administer)?;
+            require(state, &principal, Power::Administer)?;
             let (id, reason) = (id.clone(), reason.clone());
             Ok(Proposal::of(Change::HistoryAccepted { id, seen: seen_head, database: there, reason }))
         });
         // Loaded as at a start, but for the anchor, which is what the acceptance is about.
         let vault = load::load(store, |row| newest(&waiting.keyring, row), None).await?;
-        tracing::warn!(caller = %caller.client, database = there.0, seen = seen.0, "lost history is accepted");
+        tracing::warn!(caller = %caller.client(), database = there.0, seen = seen.0, "lost history is accepted");
         self.serve(Arc::new(vault), Some((asker, accept))).await.map(|state| state.head().revision)
     }
 

@@ -61,19 +61,20 @@ impl Broker {
     pub async fn introspect(&self, caller: &Caller, id: &TokenId) -> Result<Introspected, BrokerError> {
         let open = self.open()?;
         let state = open.follow.catch_up().await?;
-        if state.is_client_revoked(&caller.client) {
+        if state.refuses(&caller.principal).is_some() {
             return Err(BrokerError::ClientRevoked);
         }
         let sees_all =
-            [Power::Audit, Power::Revoke].iter().any(|power| state.operator_with(&caller.client, *power).is_some());
+            [Power::Audit, Power::Revoke].iter().any(|power| state.operator_with(&caller.principal, *power).is_some());
         let now_s = self.parts.clock.now().seconds();
         let store = &self.parts.store;
         // A client's question is found among its own tokens: what others hold costs it nothing, and them nothing.
-        let under = if sees_all { Under::Token(id.clone()) } else { Under::TokenOf(id.clone(), caller.client.clone()) };
+        let under =
+            if sees_all { Under::Token(id.clone()) } else { Under::TokenOf(id.clone(), caller.client().clone()) };
         let live = store.exposure(&under, Revision(u64::MAX), now_s, &ExposureCursor::default(), 1).await?;
         let token = live.into_iter().next().ok_or_else(|| hidden(id))?;
         let revoked_by = targets_of(&token, &state).into_iter().find(|it| state.revoked_since(token.revision, [it]));
-        if sees_all && token.client != caller.client.as_str() {
+        if sees_all && token.client != caller.client().as_str() {
             self.record_read(caller, "IntrospectToken", &format!("token {id}"), Some(token.key_id.clone()));
         }
         Ok(Introspected { token, revoked_by, revision: state.head().revision })

@@ -151,7 +151,7 @@ impl Broker {
 
     fn slot(&self, open: &OpenVault, caller: &Caller, ask: &TokenAsk, permit: &Permit) -> Arc<Mutex<Option<Cached>>> {
         let slot = Slot {
-            client: caller.client.clone(),
+            client: caller.client().clone(),
             policy: permit.policy().name.clone(),
             key: permit.key().id.clone(),
             group: permit.app_group().name.clone(),
@@ -174,7 +174,7 @@ impl Broker {
     ) -> Result<Option<Issued>, BrokerError> {
         let slot = self.slot(open, caller, ask, &permit);
         let mut cached = slot.lock().await;
-        if let Some(earlier) = cached.as_ref().filter(|earlier| earlier.fits(&permit, state, &caller.client)) {
+        if let Some(earlier) = cached.as_ref().filter(|earlier| earlier.fits(&permit, state, caller.client())) {
             let (token, since) = (Arc::clone(&earlier.token), earlier.revision);
             drop(cached);
             let event = event(caller, ask, &permit, &token, Outcome::Reused, decision_id);
@@ -252,7 +252,7 @@ impl Broker {
             outcome: Outcome::Denied,
             reason: denial.reason.as_str().to_owned(),
             decision_id: decision_id.to_string(),
-            caller: caller.client.to_string(),
+            caller: caller.client().to_string(),
             identity: caller.identity.clone(),
             detail: asked(ask),
             policy: denial.policy.as_ref().map(ToString::to_string),
@@ -291,7 +291,7 @@ fn holds_again(
         && signed.expires_at() <= permit.expires_at()
         && is_before_half_life(token, now);
     let revoked = state.is_revoked(&Target::Token(token.id().clone()))
-        || since.is_some_and(|since| state.revoked_since(since, &signed.revocable_by(&request.client)));
+        || since.is_some_and(|since| state.revoked_since(since, &signed.revocable_by(&request.principal.client)));
     (same && !revoked).then(|| permit.decision())
 }
 
@@ -310,7 +310,7 @@ fn event(
         outcome,
         reason: "OK".to_owned(),
         decision_id: decision_id.to_string(),
-        caller: caller.client.to_string(),
+        caller: caller.client().to_string(),
         identity: caller.identity.clone(),
         detail: asked(ask),
         policy: Some(permit.policy().name.to_string()),

@@ -2,6 +2,7 @@
 
 mod apply;
 mod audit;
+mod break_glass;
 mod denials;
 pub mod error;
 mod fleet;
@@ -14,6 +15,7 @@ mod keys;
 mod ledger;
 mod load;
 mod open;
+mod propose;
 mod record;
 mod revoke;
 mod root;
@@ -30,12 +32,13 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use apply::Applied;
+pub use apply::{Applied, Wanted};
 pub use audit::{AuditEnds, AuditPage, Finding, Pruned, Verification};
 pub use error::BrokerError;
 pub use inspect::{Introspected, Whois};
 pub use issue::{Issued, TokenAsk};
 pub use keys::{KeyAnswer, KeyImport};
+pub use propose::{Approved, Proposed};
 pub use revoke::{Count, CountedBy, Exposure, Revoked};
 pub use root::{RekeyStep, Rekeyed};
 pub use seal::{Initialised, KeySource, Shares, Unsealed};
@@ -45,6 +48,7 @@ use crate::clock::{Clock, UnixMillis};
 use crate::domain::change::Actor;
 use crate::domain::key::Stamp;
 use crate::domain::operator::Power;
+use crate::domain::principal::Principal;
 use crate::domain::state::State;
 use crate::id::{ClientId, DecisionId, Head, VaultId};
 use crate::metrics::Metrics;
@@ -60,10 +64,17 @@ const SILENCE_S: f64 = 5.0;
 /// Who calls, as the edge authenticated them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The one name of the certificate.
-    pub client: ClientId,
+    /// Who it is.
+    pub principal: Principal,
     /// The facts it rests on, for the audit.
     pub identity: String,
+}
+
+impl Caller {
+    /// The caller's one name.
+    pub fn client(&self) -> &ClientId {
+        &self.principal.client
+    }
 }
 
 /// Who makes a change, and what the audit says of it.
@@ -248,6 +259,11 @@ impl Broker {
         self.parts.clock.as_ref()
     }
 
+    /// Whether callers can be named by bearer tokens now.
+    pub fn trusts_issuers(&self) -> bool {
+        matches!(&**self.phase.load(), Phase::Open(open) if !open.vault.state().issuers().is_empty())
+    }
+
     /// Who may initialise and unseal before there is a policy.
     pub fn is_bootstrap(&self, client: &ClientId) -> bool {
         self.parts.bootstrap.contains(client)
@@ -301,7 +317,7 @@ impl Broker {
     /// Where the vault is not open, or the caller lacks the power.
     pub fn state_for(&self, caller: &Caller, power: Power) -> Result<Arc<State>, BrokerError> {
         let state = self.open()?.state();
-        require(&state, &caller.client, power)?;
+        require(&state, &caller.principal, power)?;
         Ok(state)
     }
 
@@ -339,7 +355,7 @@ impl Broker {
 
     fn asker(&self, state: &State, caller: &Caller, power: Power) -> Result<Asker, BrokerError> {
         Ok(Asker {
-            actor: Actor { name: require(state, &caller.client, power)?, client: Some(caller.client.clone()) },
+            actor: Actor { name: require(state, &caller.principal, power)?, client: Some(caller.client().clone()) },
             identity: caller.identity.clone(),
             decision_id: self.decision_id()?,
         })
@@ -358,9 +374,9 @@ impl Broker {
     ) -> Result<ledger::Changed, BrokerError> {
         let open = self.open()?;
         let asker = self.asker(&open.state(), caller, power)?;
-        let client = caller.client.clone();
+        let principal = caller.principal.clone();
         let checked: ledger::Propose = Box::new(move |state, keyring| {
-            require(state, &client, power)?;
+            require(state, &principal, power)?;
             propose(state, keyring)
         });
         open.ledger.change(asker, checked).await
@@ -368,7 +384,7 @@ impl Broker {
 }
 
 /// The name of the operator that holds the power.
-fn require(state: &State, client: &ClientId, power: Power) -> Result<String, BrokerError> {
-    let operator = state.operator_with(client, power).ok_or(BrokerError::LacksPower(power))?;
+fn require(state: &State, principal: &Principal, power: Power) -> Result<String, BrokerError> {
+    let operator = state.operator_with(principal, power).ok_or(BrokerError::LacksPower(power))?;
     Ok(operator.name.to_string())
 }

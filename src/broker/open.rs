@@ -83,17 +83,17 @@ impl Broker {
                 return Ok(());
             }
             (Some(stamp), Opener::Operator(caller)) => {
-                let name = require(&state, &caller.client, Power::Unseal)
+                let name = require(&state, &caller.principal, Power::Unseal)
                     .inspect_err(|_| self.meet_seal(stamp, state.head()))?;
                 let asker = Asker {
-                    actor: Actor { name, client: Some(caller.client.clone()) },
+                    actor: Actor { name, client: Some(caller.client().clone()) },
                     identity: caller.identity.clone(),
                     decision_id: self.decision_id()?,
                 };
-                let client = caller.client.clone();
+                let principal = caller.principal.clone();
                 let met = stamp.clone();
                 let lift: Propose = Box::new(move |state, _| {
-                    require(state, &client, Power::Unseal)?;
+                    require(state, &principal, Power::Unseal)?;
                     match state.sealed() {
                         None => Ok(Proposal::default()),
                         Some(stamp) if *stamp == met => Ok(Proposal::of(Change::VaultUnsealed)),

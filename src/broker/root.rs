@@ -171,7 +171,7 @@ impl Broker {
         let _one_at_a_time = self.sealing.lock().await;
         for _ in 0..MOST_TRIES {
             let open = self.open()?;
-            require(&open.state(), &caller.client, Power::Administer)?;
+            require(&open.state(), &caller.principal, Power::Administer)?;
             let state = open.follow.catch_up().await?;
             let row = self.parts.store.seal_row().await?.ok_or(BrokerError::NotInitialised)?;
             if row.generation == state.unseal_generation() && !row.is_sealed_by(&open.vault.keyring()) {

@@ -172,7 +172,7 @@ impl Broker {
         let row = SealRow::seal(&vault, 1, method, &keyring)?;
         let asker = match caller {
             Some(caller) => Asker {
-                actor: Actor { name: "bootstrap".to_owned(), client: Some(caller.client.clone()) },
+                actor: Actor { name: "bootstrap".to_owned(), client: Some(caller.client().clone()) },
                 identity: caller.identity.clone(),
                 decision_id: self.decision_id()?,
             },
@@ -243,7 +243,7 @@ impl Broker {
         let changed = self.change(caller, Power::Unseal, Box::new(propose)).await?;
         // Shares given towards a rekey do not outlive the seal in memory.
         *self.sealing.lock().await = Sealing::default();
-        tracing::warn!(caller = %caller.client, "the vault is sealed");
+        tracing::warn!(caller = %caller.client(), "the vault is sealed");
         Ok(changed.state.head().revision)
     }
 
@@ -285,5 +285,5 @@ fn first_operators(clients: &[ClientId]) -> Result<Vec<Operator>, BrokerError> {
 }
 
 fn exact(client: &ClientId) -> Result<ClientPattern, BrokerError> {
-    ClientPattern::try_from(client.to_string()).map_err(|error| BrokerError::invalid("operators", error.to_string()))
+    ClientPattern::name(client.as_str()).map_err(|error| BrokerError::invalid("operators", error.to_string()))
 }

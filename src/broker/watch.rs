@@ -231,7 +231,7 @@ impl Broker {
     pub async fn watch(&self, caller: &Caller, from: Revision) -> Result<Watch, BrokerError> {
         let open = self.open()?;
         let state = open.follow.catch_up().await?;
-        let client = &caller.client;
+        let client = caller.client();
         if state.is_client_revoked(client) {
             return Err(BrokerError::ClientRevoked);
         }

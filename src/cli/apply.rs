@@ -1,6 +1,5 @@
-//! `apply`: shows the plan, and applies it.
+//! `apply`: shows the plan, and applies it, or proposes it where that takes two operators. `export`: the way back.
 
-use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -11,15 +10,18 @@ use super::Connection;
 use super::document::Parsed;
 use super::error::CliError;
 use super::output::{Printer, bare};
-use crate::domain::document as text;
+use crate::client::Wire;
 use crate::grpc::proto;
 use crate::grpc::proto::policy_service_client::PolicyServiceClient;
 
-/// Apply accounts, app groups, policies and operators.
+/// Largest document that is sent or received, in bytes.
+pub(super) const MOST_BYTES: usize = 16 * 1024 * 1024;
+
+/// Apply accounts, app groups, issuers, ceilings, policies and operators.
 #[derive(Debug, Args)]
 pub(super) struct Apply {
-    /// The YAML document; `-` for standard input.
-    #[arg(short, long, value_name = "FILE")]
+    /// A YAML file, a folder of them (all .yaml and .yml files in it and below), or `-` for standard input.
+    #[arg(short, long, value_name = "PATH")]
     file: PathBuf,
     /// Show what would happen, and change nothing.
     #[arg(long)]
@@ -27,35 +29,38 @@ pub(super) struct Apply {
     /// Remove what the document does not name (never keys).
     #[arg(long)]
     prune: bool,
+    /// Fail where a policy of the document has a limit that nobody enforces.
+    #[arg(long)]
+    refuse_advisory: bool,
+    /// Propose it, for another operator to approve.
+    #[arg(long, conflicts_with = "plan", requires = "reason")]
+    propose: bool,
+    /// Why, for whoever reviews the proposal.
+    #[arg(long, value_name = "TEXT", requires = "propose")]
+    reason: Option<String>,
 }
 
 impl Apply {
     pub(super) async fn run(self, connection: &Connection, print: &Printer) -> Result<(), CliError> {
-        let mut content = String::new();
-        let unreadable = |error: std::io::Error| CliError::usage(format!("{}: {error}", self.file.display()));
-        if self.file.as_os_str() == "-" {
-            std::io::stdin().read_to_string(&mut content).map_err(unreadable)?;
-        } else {
-            content = std::fs::read_to_string(&self.file).map_err(unreadable)?;
-        }
-        let parsed = Parsed::read(&content)?;
+        let parsed = Parsed::read_path(&self.file)?;
+        let cant = format!("{} can't be applied; nothing was changed", self.file.display());
         let violations = parsed.violations();
         if !violations.is_empty() {
-            let message = format!("{} can't be applied; nothing was changed", self.file.display());
-            return Err(CliError::invalid(message, violations));
+            return Err(CliError::invalid(cant, violations));
         }
-        let mut client = PolicyServiceClient::new(connection.open().await?);
-        let document = Some(message(&parsed.document));
+        let mut client = client(connection).await?;
+        let document = Some(proto::Document::from(parsed.document.clone()));
         let placed = |status: tonic::Status| {
             let invalid = status.code() == Code::InvalidArgument;
             let mut error = CliError::from(status);
+            error.violations = parsed.placed(error.violations.drain(..));
             if invalid {
-                error.violations = parsed.placed(error.violations.drain(..));
-                error.message = format!("{} can't be applied; nothing was changed", self.file.display());
+                error.message.clone_from(&cant);
             }
             error
         };
-        let request = proto::PlanRequest { document: document.clone(), prune: self.prune };
+        let (prune, refuse_advisory) = (self.prune, self.refuse_advisory);
+        let request = proto::PlanRequest { document: document.clone(), prune, refuse_advisory };
         let planned = client.plan(request).await.map_err(placed)?.into_inner();
         if self.plan {
             return show(*print, &planned.steps, planned.revision, false);
@@ -63,18 +68,32 @@ impl Apply {
         if !print.is_json() {
             print.text(&steps_text(&planned.steps))?;
         }
-        let request = proto::ApplyRequest { document, prune: self.prune };
+        // What is applied is what was shown: where anything moved since, nothing is.
+        let planned_revision = planned.revision;
+        if let Some(reason) = self.reason.filter(|_| self.propose) {
+            let request = proto::ProposeRequest { document, prune, refuse_advisory, planned_revision, reason };
+            let proposed = client.propose(request).await.map_err(placed)?.into_inner();
+            let id = proposed.proposal.unwrap_or_default().proposal_id;
+            let object = json!({ "applied": false, "proposal_id": id, "revision": proposed.revision });
+            return print.answer(&object, || {
+                format!("proposed, not applied; another operator runs `p8broker proposal approve {id}`")
+            });
+        }
+        let request = proto::ApplyRequest { document, prune, refuse_advisory, planned_revision };
         let applied = client.apply(request).await.map_err(placed)?.into_inner();
         if print.is_json() {
             return show(*print, &applied.steps, applied.revision, true);
-        }
-        if applied.steps != planned.steps {
-            print.text(&format!("the vault changed in between; this was applied:\n{}", steps_text(&applied.steps)))?;
         }
         let changed = applied.steps.iter().any(|step| step.action() != proto::Action::Keep);
         let done = if changed { "applied" } else { "there was nothing to do" };
         print.text(&format!("{done}; revision {}", applied.revision))
     }
+}
+
+/// A client that takes documents of any size that the broker takes.
+pub(super) async fn client(connection: &Connection) -> Result<PolicyServiceClient<Wire>, CliError> {
+    let client = PolicyServiceClient::new(connection.open().await?);
+    Ok(client.max_decoding_message_size(4 * MOST_BYTES).max_encoding_message_size(MOST_BYTES))
 }
 
 fn show(print: Printer, steps: &[proto::PlanStep], revision: u64, applied: bool) -> Result<(), CliError> {
@@ -86,17 +105,20 @@ fn show(print: Printer, steps: &[proto::PlanStep], revision: u64, applied: bool)
     print.answer(&object, || format!("{}\nnothing was changed; planned on revision {revision}", steps_text(steps)))
 }
 
-fn step_json(step: &proto::PlanStep) -> Value {
+pub(super) fn step_json(step: &proto::PlanStep) -> Value {
     json!({
         "action": bare(step.action().as_str_name(), "ACTION_"),
         "kind": step.kind,
         "name": step.name,
         "changes": step.changes,
         "note": step.note,
+        "means": step.means,
+        "enforced_by": step.enforced_by.iter().map(super::output::enforcement_json).collect::<Vec<Value>>(),
+        "approval_by_ceiling": step.approval_by_ceiling,
     })
 }
 
-fn steps_text(steps: &[proto::PlanStep]) -> String {
+pub(super) fn steps_text(steps: &[proto::PlanStep]) -> String {
     let mut out = Vec::new();
     for step in steps {
         let sign = match step.action() {
@@ -108,64 +130,16 @@ fn steps_text(steps: &[proto::PlanStep]) -> String {
         let note = if step.note.is_empty() { String::new() } else { format!("  ({})", step.note) };
         out.push(format!("{sign} {} {}{note}", step.kind, step.name));
         out.extend(step.changes.iter().map(|change| format!("    {change}")));
+        out.extend(step.means.iter().map(|line| format!("    => {line}")));
+        if !step.approval_by_ceiling.is_empty() {
+            out.push(format!("    => takes two operators, by ceiling {}", step.approval_by_ceiling));
+        }
+        if step.action() != proto::Action::Keep {
+            out.extend(step.enforced_by.iter().map(|entry| {
+                let by = bare(entry.enforced_by().as_str_name(), "ENFORCED_BY_");
+                format!("    {}: {by}: {}", entry.limit, entry.explanation)
+            }));
+        }
     }
     if out.is_empty() { "the document is empty".to_owned() } else { out.join("\n") }
-}
-
-fn message(document: &text::Document) -> proto::Document {
-    let duration = |seconds: Option<i64>| seconds.map(|seconds| prost_types::Duration { seconds, nanos: 0 });
-    let time =
-        |at: Option<crate::clock::UnixMillis>| at.map(|at| prost_types::Timestamp { seconds: at.seconds(), nanos: 0 });
-    let roles = |names: &[String]| {
-        let number = |name: &String| proto::Role::from_str_name(&format!("ROLE_{name}")).unwrap_or_default().into();
-        names.iter().map(number).collect()
-    };
-    let powers = |names: &[String]| {
-        let number = |name: &String| {
-            proto::Power::from_str_name(&format!("POWER_{}", name.to_ascii_uppercase())).unwrap_or_default().into()
-        };
-        names.iter().map(number).collect()
-    };
-    proto::Document {
-        accounts: (document.accounts.iter())
-            .map(|it| proto::Account { name: it.name.clone(), issuer_id: it.issuer_id.clone() })
-            .collect(),
-        app_groups: (document.app_groups.iter())
-            .map(|it| proto::AppGroup { name: it.name.clone(), account: it.account.clone(), apps: it.apps.clone() })
-            .collect(),
-        policies: (document.policies.iter())
-            .map(|it| proto::Policy {
-                name: it.name.clone(),
-                clients: clients(&it.clients),
-                app_group: it.app_group.clone(),
-                roles: roles(&it.roles),
-                max_ttl: duration(it.max_ttl_s),
-                default_ttl: duration(it.default_ttl_s),
-                operations: it.operations.clone(),
-                require_scope: it.require_scope,
-                not_before: time(it.not_before),
-                not_after: time(it.not_after),
-            })
-            .collect(),
-        operators: (document.operators.iter())
-            .map(|it| proto::Operator {
-                name: it.name.clone(),
-                clients: clients(&it.clients),
-                powers: powers(&it.powers),
-                app_groups: it.app_groups.clone(),
-            })
-            .collect(),
-    }
-}
-
-fn clients(texts: &[text::ClientText]) -> Vec<proto::ClientPattern> {
-    use proto::client_pattern::Pattern;
-    let one = |text: &text::ClientText| proto::ClientPattern {
-        pattern: match text {
-            text::ClientText::Spiffe(text) => Some(Pattern::Spiffe(text.clone())),
-            text::ClientText::Dns(text) => Some(Pattern::Dns(text.clone())),
-            text::ClientText::Missing => None,
-        },
-    };
-    texts.iter().map(one).collect()
 }

@@ -3,12 +3,12 @@
 use clap::{Args, Subcommand, ValueEnum};
 use prost_types::Timestamp;
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 
 use super::Connection;
-use super::document::seconds;
 use super::error::CliError;
 use super::output::{Printer, bare, time};
+use super::yaml::seconds;
+use crate::client::Wire;
 use crate::clock::{Clock, SystemClock, UnixMillis};
 use crate::grpc::proto;
 use crate::grpc::proto::audit_service_client::AuditServiceClient;
@@ -176,7 +176,7 @@ async fn verify(connection: &Connection, print: Printer) -> Result<(), CliError>
     Err(CliError::because("AUDIT_NOT_WHOLE", message))
 }
 
-async fn client(connection: &Connection) -> Result<AuditServiceClient<Channel>, CliError> {
+async fn client(connection: &Connection) -> Result<AuditServiceClient<Wire>, CliError> {
     Ok(AuditServiceClient::new(connection.open().await?))
 }
 

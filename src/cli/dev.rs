@@ -20,10 +20,10 @@ use super::document::Parsed;
 use super::error::CliError;
 use super::output::Printer;
 use super::serve::stop_on_signal;
-use crate::broker::{Broker, Caller, KeyImport, Phase};
+use crate::broker::{Broker, Caller, KeyImport, Phase, Wanted};
 use crate::clock::SystemClock;
 use crate::config::Config;
-use crate::domain::plan::Unnamed;
+use crate::domain::principal::Principal;
 use crate::domain::role::{Role, RoleSet};
 use crate::id::{AccountName, AppGroupName, ClientId, KeyId};
 use crate::secret::P8Text;
@@ -178,11 +178,11 @@ async fn fill(broker: &Arc<Broker>, dir: &Path) -> Result<(), CliError> {
     let failed = |error: crate::broker::BrokerError| CliError::from(tonic::Status::from(error));
     let operator = ClientId::parse(OPERATOR).map_err(|error| CliError::failed(error.to_string()))?;
     broker.init(None, None, std::slice::from_ref(&operator)).await.map_err(failed)?;
-    let caller = Caller { client: operator, identity: "p8broker dev".to_owned() };
-    let desired = Parsed::read(DOCUMENT)?.document.check();
+    let caller = Caller { principal: Principal::of_certificate(operator), identity: "p8broker dev".to_owned() };
+    let desired = Parsed::read_all(&[("sample.yaml".into(), DOCUMENT.to_owned())])?.document.check();
     let desired =
         desired.map_err(|violations| CliError::failed(format!("the sample document is wrong: {violations:?}")))?;
-    broker.apply(&caller, desired, Unnamed::Keep).await.map_err(failed)?;
+    broker.apply(&caller, Wanted::new(desired)).await.map_err(failed)?;
     let (id, p8) = sample_key()?;
     write(&dir.join(format!("AuthKey_{id}.p8")), &p8)?;
     let wrong = |error: crate::id::IdError| CliError::failed(error.to_string());

@@ -12,6 +12,7 @@ use super::error::CliError;
 use super::output::{Printer, bare, table, time};
 use super::revoke::{Confirmation, revoke_target};
 use super::token::role;
+use crate::client::Wire;
 use crate::grpc::proto;
 use crate::grpc::proto::key_service_client::KeyServiceClient;
 use crate::id::{KeyId, shown};
@@ -188,7 +189,7 @@ fn read_p8(file: &std::path::Path) -> Result<Zeroizing<Vec<u8>>, CliError> {
     Ok(content)
 }
 
-async fn client(connection: &Connection) -> Result<KeyServiceClient<tonic::transport::Channel>, CliError> {
+async fn client(connection: &Connection) -> Result<KeyServiceClient<Wire>, CliError> {
     Ok(KeyServiceClient::new(connection.open().await?))
 }
 

@@ -15,14 +15,14 @@ mod shares;
 mod token;
 mod watch;
 mod whois;
+mod yaml;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tonic::transport::Channel;
 
-use crate::client::Target;
+use crate::client::{CertificateFiles, Target, Wire};
 use error::CliError;
 use output::Printer;
 
@@ -61,6 +61,9 @@ struct Connection {
     /// Your private key, PEM.
     #[arg(long, global = true, env = "P8BROKER_KEY")]
     key: Option<PathBuf>,
+    /// A file with a JWT of a trusted issuer, which then says who you are; a certificate beside it is not needed.
+    #[arg(long, global = true, env = "P8BROKER_BEARER_FILE", value_name = "FILE")]
+    bearer_file: Option<PathBuf>,
     /// The name to expect in the broker's certificate, where it is not the host.
     #[arg(long, global = true, env = "P8BROKER_SERVER_NAME")]
     server_name: Option<String>,
@@ -113,16 +116,23 @@ impl Connection {
                 "--{flag} is missing: give it, or set {variable} (`p8broker dev` writes a file to source)"
             ))
         };
+        let certificate = match (&self.cert, &self.key) {
+            (None, None) if self.bearer_file.is_some() => None,
+            (cert, key) => Some(CertificateFiles {
+                cert: cert.clone().ok_or_else(|| missing("cert", "P8BROKER_CERT"))?,
+                key: key.clone().ok_or_else(|| missing("key", "P8BROKER_KEY"))?,
+            }),
+        };
         Ok(Target {
             addr: self.addr.clone(),
             cacert: self.cacert.clone().ok_or_else(|| missing("cacert", "P8BROKER_CACERT"))?,
-            cert: self.cert.clone().ok_or_else(|| missing("cert", "P8BROKER_CERT"))?,
-            key: self.key.clone().ok_or_else(|| missing("key", "P8BROKER_KEY"))?,
+            certificate,
+            bearer_file: self.bearer_file.clone(),
             server_name: self.server_name.clone(),
         })
     }
 
-    async fn open(&self) -> Result<Channel, CliError> {
+    async fn open(&self) -> Result<Wire, CliError> {
         let target = self.target()?;
         target.probe().await?;
         Ok(target.connect().await?)

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use super::Connection;
@@ -13,6 +12,7 @@ use super::error::CliError;
 use super::output::{Printer, bare, say, table, time, time_text};
 use super::shares::{NewShares, ask_for_share, read_share};
 use crate::broker::{Broker, Parts, Shares};
+use crate::client::Wire;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::grpc::proto;
@@ -338,6 +338,6 @@ fn replicas(replicas: &[proto::Replica]) -> String {
     table(["REPLICA", "PHASE", "REVISION", "VERSION", "LAST SEEN"], &rows)
 }
 
-async fn client(connection: &Connection) -> Result<SystemServiceClient<Channel>, CliError> {
+async fn client(connection: &Connection) -> Result<SystemServiceClient<Wire>, CliError> {
     Ok(SystemServiceClient::new(connection.open().await?))
 }

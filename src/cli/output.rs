@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::Format;
 use super::error::CliError;
 use crate::clock::UnixMillis;
+use crate::grpc::proto;
 
 /// Prints answers in the form that was asked for.
 #[derive(Debug, Clone, Copy)]
@@ -126,4 +127,13 @@ pub(super) fn time_text(at: &Timestamp) -> String {
 /// An enum's name without its prefix.
 pub(super) fn bare<'a>(name: &'a str, prefix: &str) -> &'a str {
     name.strip_prefix(prefix).unwrap_or(name)
+}
+
+/// Who holds the bearer to one limit.
+pub(super) fn enforcement_json(entry: &proto::Enforcement) -> Value {
+    json!({
+        "limit": entry.limit,
+        "enforced_by": bare(entry.enforced_by().as_str_name(), "ENFORCED_BY_"),
+        "explanation": entry.explanation,
+    })
 }

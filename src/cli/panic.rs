@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use super::Connection;
@@ -13,6 +12,7 @@ use super::error::CliError;
 use super::output::{Printer, confirm, say};
 use super::revoke::{client, exposure, exposure_text, question, revoke, words};
 use super::whois::whois;
+use crate::client::Wire;
 use crate::grpc::proto;
 use crate::grpc::proto::key_service_client::KeyServiceClient;
 use crate::grpc::proto::revocation_service_client::RevocationServiceClient;
@@ -99,7 +99,7 @@ impl Panic {
         Err(CliError::because("STEPS_FAILED", format!("{} steps could not be taken; see above", failed.len())))
     }
 
-    async fn everything(&self, revocations: &mut RevocationServiceClient<Channel>) -> Result<bool, CliError> {
+    async fn everything(&self, revocations: &mut RevocationServiceClient<Wire>) -> Result<bool, CliError> {
         if self.yes {
             return Ok(true);
         }

@@ -2,11 +2,11 @@
 
 use clap::Args;
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 
 use super::Connection;
 use super::error::CliError;
 use super::output::{Printer, confirm, table, time, time_text};
+use crate::client::Wire;
 use crate::domain::target;
 use crate::grpc::proto;
 use crate::grpc::proto::revocation_service_client::RevocationServiceClient;
@@ -142,7 +142,7 @@ pub(super) fn question(target: &proto::Target) -> String {
 
 /// Revokes; answers what it means, for a program and for a person.
 pub(super) async fn revoke(
-    client: &mut RevocationServiceClient<Channel>,
+    client: &mut RevocationServiceClient<Wire>,
     target: proto::Target,
     reason: String,
 ) -> Result<(Value, String), CliError> {
@@ -190,13 +190,13 @@ pub(super) async fn revoke(
     Ok((object, out))
 }
 
-pub(super) async fn client(connection: &Connection) -> Result<RevocationServiceClient<Channel>, CliError> {
+pub(super) async fn client(connection: &Connection) -> Result<RevocationServiceClient<Wire>, CliError> {
     Ok(RevocationServiceClient::new(connection.open().await?))
 }
 
 /// The first page's sums, and the tokens of all pages.
 pub(super) async fn exposure(
-    client: &mut RevocationServiceClient<Channel>,
+    client: &mut RevocationServiceClient<Wire>,
     target: Option<&proto::Target>,
 ) -> Result<(proto::ExposureResponse, Vec<proto::LiveToken>), CliError> {
     let ask = |page_token| proto::ExposureRequest { target: target.cloned(), page_token };

@@ -56,7 +56,7 @@ impl ConfigCommand {
         let config = Config::load(&path)?;
         let metrics = Metrics::new().map_err(|error| CliError::failed(error.to_string()))?;
         let mut wrong: Vec<(String, String)> = Vec::new();
-        if let Err(error) = Tls::load(config.tls_files(), Arc::new(SystemClock), metrics) {
+        if let Err(error) = Tls::load(config.tls_files(), Arc::new(SystemClock), metrics, Arc::new(|| false)) {
             wrong.push(("tls".to_owned(), error.to_string()));
         }
         if let Ok(StoreAt::Sqlite(file)) = config.store.at()

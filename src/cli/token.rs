@@ -4,10 +4,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::Connection;
-use super::document::seconds;
 use super::error::CliError;
-use super::output::{Printer, bare, time, time_text};
+use super::output::{Printer, enforcement_json, time, time_text};
 use super::revoke::words;
+use super::yaml::seconds;
 use crate::domain::role::Role;
 use crate::grpc::proto;
 use crate::grpc::proto::token_service_client::TokenServiceClient;
@@ -112,20 +112,12 @@ impl Issue {
             "issuer_id": issued.issuer_id,
             "policy": issued.policy,
             "revision": issued.revision,
-            "enforced_by": issued.enforced_by.iter().map(enforcement).collect::<Vec<Value>>(),
+            "enforced_by": issued.enforced_by.iter().map(enforcement_json).collect::<Vec<Value>>(),
             "reused": issued.reused,
             "decision_id": issued.decision_id,
         });
         print.answer(&object, || issued.token.clone())
     }
-}
-
-fn enforcement(entry: &proto::Enforcement) -> Value {
-    json!({
-        "limit": entry.limit,
-        "enforced_by": bare(entry.enforced_by().as_str_name(), "ENFORCED_BY_"),
-        "explanation": entry.explanation,
-    })
 }
 
 /// A role's number.

@@ -11,11 +11,11 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::Connection;
-use super::document::seconds;
 use super::error::CliError;
 use super::output::{Printer, bare};
 use super::serve::stop_on_signal;
 use super::token::role;
+use super::yaml::seconds;
 use crate::client::{Ask, Event, Pace, Target, TokenSource, TokenSourceError, WatchEvent, Watcher};
 use crate::grpc::proto::Role;
 use crate::id::{Revision, TokenId};

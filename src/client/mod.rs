@@ -1,4 +1,5 @@
-//! The client side: a channel to a broker over mutual TLS, and what keeps a token at hand on top of it.
+//! The client side: a channel to a broker over TLS, with a certificate, a trusted issuer's token or both, and what keeps a
+//! token at hand on top of it.
 //!
 //! Steps of a connection, the first and every later one: read the files, since certificates are replaced while a process
 //! runs; resolve every name to all of its addresses, since replicas come and go; shuffle them, so that clients spread over
@@ -26,7 +27,12 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+use zeroize::Zeroizing;
 
 use crate::clock::Stopwatch;
 
@@ -59,12 +65,42 @@ pub struct Target {
     pub addr: String,
     /// The CA of the broker's certificate, PEM.
     pub cacert: PathBuf,
-    /// The caller's certificate chain, PEM.
+    /// The caller's certificate chain and its private key, PEM; `None` for one that is named by a bearer token alone.
+    pub certificate: Option<CertificateFiles>,
+    /// A file with a trusted issuer's JWT, which then names the caller. Read for every request, as such tokens are renewed.
+    pub bearer_file: Option<PathBuf>,
+    /// The name to expect in the broker's certificate; the host of `addr` where absent.
+    pub server_name: Option<String>,
+}
+
+/// The files of a certificate.
+#[derive(Debug, Clone)]
+pub struct CertificateFiles {
+    /// The certificate chain, PEM.
     pub cert: PathBuf,
     /// Its private key, PEM.
     pub key: PathBuf,
-    /// The name to expect in the broker's certificate; the host of `addr` where absent.
-    pub server_name: Option<String>,
+}
+
+/// What requests go through: a channel, and the bearer token where there is one.
+pub type Wire = InterceptedService<Channel, Credentials>;
+
+/// Gives each request the bearer token of a file, where there is one.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials(Option<PathBuf>);
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let Some(file) = &self.0 else { return Ok(request) };
+        let unusable = |why: String| Status::unauthenticated(format!("the bearer token {}: {why}", file.display()));
+        let token = Zeroizing::new(std::fs::read_to_string(file).map_err(|error| unusable(error.to_string()))?);
+        let header = Zeroizing::new(format!("Bearer {}", token.trim()));
+        let mut value = MetadataValue::try_from(header.as_str())
+            .map_err(|_| unusable("holds what no header can: a JWT has one line of ASCII".to_owned()))?;
+        value.set_sensitive(true);
+        request.metadata_mut().insert("authorization", value);
+        Ok(request)
+    }
 }
 
 /// Why there is no connection.
@@ -102,25 +138,34 @@ struct Place {
 }
 
 impl Target {
+    /// A broker, for a caller that is named by its certificate.
+    pub fn certified(addr: impl Into<String>, cacert: PathBuf, cert: PathBuf, key: PathBuf) -> Self {
+        let certificate = Some(CertificateFiles { cert, key });
+        Self { addr: addr.into(), cacert, certificate, bearer_file: None, server_name: None }
+    }
+
     /// Connects. The channel connects anew by itself where the connection is lost, to any of the addresses.
     ///
     /// # Errors
     /// With what is in the way.
-    pub async fn connect(&self) -> Result<Channel, ConnectError> {
+    pub async fn connect(&self) -> Result<Wire, ConnectError> {
         let places = self.places()?;
         self.tls()?;
         let connecting = self.endpoint(&places)?.connect_with_connector(self.dialler(places)).await;
-        connecting.map_err(|error| ConnectError::Unreachable { addr: self.addr.clone(), why: innermost(&error) })
+        let channel = connecting
+            .map_err(|error| ConnectError::Unreachable { addr: self.addr.clone(), why: innermost(&error) })?;
+        Ok(InterceptedService::new(channel, Credentials(self.bearer_file.clone())))
     }
 
     /// A channel that connects with its first request.
     ///
     /// # Errors
     /// Where an address is none or a file can't be used: trying again would not help.
-    fn connect_lazily(&self) -> Result<Channel, ConnectError> {
+    fn connect_lazily(&self) -> Result<Wire, ConnectError> {
         let places = self.places()?;
         self.tls()?;
-        Ok(self.endpoint(&places)?.connect_with_connector_lazy(self.dialler(places)))
+        let channel = self.endpoint(&places)?.connect_with_connector_lazy(self.dialler(places));
+        Ok(InterceptedService::new(channel, Credentials(self.bearer_file.clone())))
     }
 
     /// Finds out whether the broker accepts the certificate. In TLS 1.3 a client's handshake is over before the server has
@@ -199,13 +244,18 @@ impl Target {
         for root in read(&self.cacert)? {
             roots.add(root).map_err(|error| fail(&self.cacert, error.to_string()))?;
         }
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| fail(&self.key, error.to_string()))?;
-        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| fail(&self.cert, error.to_string()))?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(read(&self.cert)?, key)
-            .map_err(|error| fail(&self.cert, error.to_string()))?;
+            .map_err(|error| fail(&self.cacert, error.to_string()))?
+            .with_root_certificates(roots);
+        let mut config = match &self.certificate {
+            None => builder.with_no_client_auth(),
+            Some(CertificateFiles { cert, key }) => {
+                let parsed = PrivateKeyDer::from_pem_file(key).map_err(|error| fail(key, error.to_string()))?;
+                let config = builder.with_client_auth_cert(read(cert)?, parsed);
+                config.map_err(|error| fail(cert, error.to_string()))?
+            }
+        };
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(config)
     }
@@ -326,7 +376,7 @@ mod tests {
 
     fn target(addr: &str) -> Target {
         let file = PathBuf::from("none.pem");
-        Target { addr: addr.to_owned(), cacert: file.clone(), cert: file.clone(), key: file, server_name: None }
+        Target::certified(addr, file.clone(), file.clone(), file)
     }
 
     #[test]

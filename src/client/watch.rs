@@ -14,11 +14,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::timeout;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
-use super::{ConnectError, Target, innermost, random_part, since};
+use super::{ConnectError, Target, Wire, innermost, random_part, since};
 use crate::clock::Stopwatch;
 use crate::grpc::proto;
 use crate::grpc::proto::TargetKind;
@@ -220,7 +219,7 @@ impl Watcher {
 /// one may do better: a replica that hangs, stops or is sealed, a certificate that has expired since.
 pub(super) struct Line {
     target: Target,
-    channel: Mutex<Channel>,
+    channel: Mutex<Wire>,
 }
 
 impl Line {
@@ -229,7 +228,7 @@ impl Line {
         Ok(Self { target, channel })
     }
 
-    pub(super) fn client(&self) -> TokenServiceClient<Channel> {
+    pub(super) fn client(&self) -> TokenServiceClient<Wire> {
         TokenServiceClient::new(self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 

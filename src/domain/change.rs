@@ -9,15 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use super::account::Account;
 use super::app_group::AppGroup;
+use super::ceiling::Ceiling;
+use super::issuer::Issuer;
 use super::key::Key;
 use super::operator::Operator;
 use super::policy::Policy;
+use super::proposal::Proposal;
 use super::state::Snapshot;
 use super::target::Target;
 use crate::clock::UnixMillis;
 use crate::id::{
-    AccountName, AppGroupName, Chain, ClientId, DecisionId, Head, KeyId, OperatorName, PolicyName, Revision, VaultId,
-    WriterId,
+    AccountName, AppGroupName, CeilingName, Chain, ClientId, DecisionId, Head, IssuerName, KeyId, OperatorName,
+    PolicyName, ProposalId, Revision, VaultId, WriterId,
 };
 
 /// One record: a change, who made it, and when.
@@ -99,6 +102,39 @@ pub enum Change {
         put: Vec<Object>,
         /// What is no longer there.
         removed: Vec<ObjectName>,
+    },
+    /// A change of documents was proposed, for another operator to approve.
+    ChangeProposed {
+        /// What, and on what it rests.
+        proposal: Box<Proposal>,
+    },
+    /// A proposed change was approved, and with that made.
+    ProposalApproved {
+        /// Which.
+        id: ProposalId,
+    },
+    /// A proposed change was taken back or turned down.
+    ProposalClosed {
+        /// Which.
+        id: ProposalId,
+        /// Why.
+        reason: String,
+    },
+    /// A break-glass policy was opened.
+    BreakGlassOpened {
+        /// Which.
+        policy: PolicyName,
+        /// When it closes by itself, in Unix seconds.
+        until: i64,
+        /// Why.
+        reason: String,
+    },
+    /// A break-glass policy was closed before its time.
+    BreakGlassClosed {
+        /// Which.
+        policy: PolicyName,
+        /// Why.
+        reason: String,
     },
     /// A key was imported.
     KeyImported {
@@ -188,6 +224,11 @@ impl Change {
             Self::VaultInitialised { .. } => "VAULT_INITIALISED",
             Self::WriterStarted { .. } => "WRITER_STARTED",
             Self::DocumentApplied { .. } => "DOCUMENT_APPLIED",
+            Self::ChangeProposed { .. } => "CHANGE_PROPOSED",
+            Self::ProposalApproved { .. } => "PROPOSAL_APPROVED",
+            Self::ProposalClosed { .. } => "PROPOSAL_CLOSED",
+            Self::BreakGlassOpened { .. } => "BREAK_GLASS_OPENED",
+            Self::BreakGlassClosed { .. } => "BREAK_GLASS_CLOSED",
             Self::KeyImported { .. } => "KEY_IMPORTED",
             Self::KeySuspended { .. } => "KEY_SUSPENDED",
             Self::KeyResumed { .. } => "KEY_RESUMED",
@@ -213,11 +254,16 @@ impl Change {
             Self::WriterStarted { writer, version, replica, .. } => {
                 (None, format!("writer {writer}, version {version}, replica {replica}"))
             }
-            Self::DocumentApplied { put, removed } => {
-                let put = put.iter().map(|object| format!("put {}", object.name()));
-                let removed = removed.iter().map(|name| format!("remove {name}"));
-                (None, put.chain(removed).collect::<Vec<_>>().join(", "))
+            Self::DocumentApplied { put, removed } => (None, listed(put, removed)),
+            Self::ChangeProposed { proposal } => {
+                (None, format!("proposal {}: {}", proposal.id, listed(&proposal.put, &proposal.removed)))
             }
+            Self::ProposalApproved { id } => (None, format!("proposal {id}")),
+            Self::ProposalClosed { id, reason } => (None, format!("proposal {id}: {reason}")),
+            Self::BreakGlassOpened { policy, until, reason } => {
+                (None, format!("policy {policy} until {}: {reason}", UnixMillis::from_seconds(*until)))
+            }
+            Self::BreakGlassClosed { policy, reason } => (None, format!("policy {policy}: {reason}")),
             Self::KeyImported { key } => (Some(&key.id), format!("account {}, roles {}", key.account, key.roles)),
             Self::KeySuspended { key_id, reason } | Self::KeyResumed { key_id, reason } => {
                 (Some(key_id), reason.clone())
@@ -240,6 +286,12 @@ impl Change {
     }
 }
 
+fn listed(put: &[Object], removed: &[ObjectName]) -> String {
+    let put = put.iter().map(|object| format!("put {}", object.name()));
+    let removed = removed.iter().map(|name| format!("remove {name}"));
+    put.chain(removed).collect::<Vec<_>>().join(", ")
+}
+
 /// One thing that documents describe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "object", rename_all = "snake_case")]
@@ -252,6 +304,10 @@ pub enum Object {
     Policy(Arc<Policy>),
     /// An operator.
     Operator(Operator),
+    /// A trusted issuer.
+    Issuer(Arc<Issuer>),
+    /// A ceiling.
+    Ceiling(Arc<Ceiling>),
 }
 
 impl Object {
@@ -262,7 +318,26 @@ impl Object {
             Self::AppGroup(group) => ObjectName::AppGroup(group.name.clone()),
             Self::Policy(policy) => ObjectName::Policy(policy.name.clone()),
             Self::Operator(operator) => ObjectName::Operator(operator.name.clone()),
+            Self::Issuer(issuer) => ObjectName::Issuer(issuer.name.clone()),
+            Self::Ceiling(ceiling) => ObjectName::Ceiling(ceiling.name.clone()),
         }
+    }
+}
+
+impl Object {
+    /// The operator, where it is one.
+    pub fn as_operator(&self) -> Option<&Operator> {
+        if let Self::Operator(operator) = self { Some(operator) } else { None }
+    }
+
+    /// The trusted issuer, where it is one.
+    pub fn as_issuer(&self) -> Option<&Issuer> {
+        if let Self::Issuer(issuer) = self { Some(issuer) } else { None }
+    }
+
+    /// The ceiling, where it is one.
+    pub fn as_ceiling(&self) -> Option<&Ceiling> {
+        if let Self::Ceiling(ceiling) = self { Some(ceiling) } else { None }
     }
 }
 
@@ -278,6 +353,10 @@ pub enum ObjectName {
     Policy(PolicyName),
     /// An operator.
     Operator(OperatorName),
+    /// A trusted issuer.
+    Issuer(IssuerName),
+    /// A ceiling.
+    Ceiling(CeilingName),
 }
 
 impl ObjectName {
@@ -288,6 +367,8 @@ impl ObjectName {
             Self::AppGroup(name) => ("app_group", name.as_str()),
             Self::Policy(name) => ("policy", name.as_str()),
             Self::Operator(name) => ("operator", name.as_str()),
+            Self::Issuer(name) => ("issuer", name.as_str()),
+            Self::Ceiling(name) => ("ceiling", name.as_str()),
         }
     }
 }

@@ -2,32 +2,45 @@
 //!
 //! Pure and total: the request, the state and the time are arguments, and every one of them has an answer.
 //!
+//! Steps: is the caller still whom it was authenticated as; which policies of the group name it; what each of them grants,
+//! under the ceilings ([`weigh`]); the best of those that grant all of it; what those that only count would have refused.
+//!
 //! # Invariants
 //! - P3: with no policy that grants all of a request, the answer is a [`Denial`]. Only [`decide`] builds a [`Permit`],
 //!   and the signer takes nothing else, so signing what was not decided does not compile.
 //! - `INV-DECIDE-1`: the order of policies and keys is irrelevant; ties are broken by name.
+//! - `INV-CEILING-1`: what a ceiling forbids no policy grants.
 //! - P8: a permit's lifetime lies within Apple's limit, with the backdating inside it.
+
+mod permit;
+mod reason;
+mod route;
 
 use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::app_group::AppGroup;
-use super::apple::{self, BACKDATE_S};
-use super::enforcement::{self, Enforcement};
-use super::key::{Key, KeyKind, KeyState};
+use super::apple;
+use super::ceiling::Bounds;
+use super::key::Key;
 use super::operation::Operation;
 use super::policy::Policy;
-use super::role::Role;
+use super::principal::Principal;
+use super::role::{Role, RoleSet};
 use super::state::State;
 use super::target::Target;
 use crate::clock::UnixMillis;
-use crate::id::{AppGroupName, ClientId, Head, IssuerId, PolicyName};
+use crate::id::{AppGroupName, CeilingName, Head, PolicyName};
+pub use permit::{Decision, Permit, Shadow};
+pub use reason::DenyReason;
+pub use route::{PassedOver, passed_over};
+use route::{Strength, route, strength};
 
 /// What a client asks for; its parts are already well formed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRequest {
     /// Who asks, as authenticated.
-    pub client: ClientId,
+    pub principal: Principal,
     /// For which apps.
     pub app_group: AppGroupName,
     /// With which role.
@@ -38,127 +51,6 @@ pub struct TokenRequest {
     pub scope: Vec<Operation>,
 }
 
-/// Proof that one request passed policy. Not `Clone`, and consumed by signing: one permit, one token.
-#[derive(Debug)]
-#[must_use = "a permit that is dropped is a decision nobody acted on"]
-pub struct Permit {
-    policy: Arc<Policy>,
-    key: Arc<Key>,
-    group: Arc<AppGroup>,
-    issuer_id: IssuerId,
-    scope: Vec<Operation>,
-    decided_at: UnixMillis,
-    expires_at: i64,
-    head: Head,
-}
-
-/// What is told of a decision that permits.
-#[derive(Debug, Clone)]
-pub struct Decision {
-    /// What it was decided on.
-    pub head: Head,
-    /// When.
-    pub at: UnixMillis,
-    /// Who holds the bearer to each limit.
-    pub enforced_by: Vec<Enforcement>,
-}
-
-/// Why a request was refused; in the order in which a request is looked at, so that a larger reason is a nearer miss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum DenyReason {
-    /// The vault is sealed.
-    Sealed,
-    /// The client is revoked.
-    ClientRevoked,
-    /// The issuer that vouches for the client is revoked.
-    IssuerRevoked,
-    /// No policy names this client for this app group, or there is no such group: one answer.
-    NoPolicy,
-    /// The account of the app group is revoked.
-    AccountRevoked,
-    /// The app group is revoked.
-    AppGroupRevoked,
-    /// The policy is revoked.
-    PolicyRevoked,
-    /// The policy grants nothing yet, or nothing any more.
-    OutsideValidity,
-    /// The policy does not grant the role.
-    RoleNotGranted,
-    /// The policy asks for a scope.
-    ScopeRequired,
-    /// The policy does not grant an entry of the scope.
-    ScopeNotGranted,
-    /// The app group has no active key with the role.
-    NoActiveKey,
-    /// The only keys with the role have others that the policy does not grant.
-    KeyExceedsPolicy,
-}
-
-impl DenyReason {
-    /// Every reason, in order.
-    pub const ALL: &[Self] = &[
-        Self::Sealed,
-        Self::ClientRevoked,
-        Self::IssuerRevoked,
-        Self::NoPolicy,
-        Self::AccountRevoked,
-        Self::AppGroupRevoked,
-        Self::PolicyRevoked,
-        Self::OutsideValidity,
-        Self::RoleNotGranted,
-        Self::ScopeRequired,
-        Self::ScopeNotGranted,
-        Self::NoActiveKey,
-        Self::KeyExceedsPolicy,
-    ];
-
-    /// The stable constant: `ErrorInfo.reason`, metrics label and audit column.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Sealed => "SEALED",
-            Self::ClientRevoked => "CLIENT_REVOKED",
-            Self::IssuerRevoked => "ISSUER_REVOKED",
-            Self::NoPolicy => "NO_POLICY",
-            Self::AccountRevoked => "ACCOUNT_REVOKED",
-            Self::AppGroupRevoked => "APP_GROUP_REVOKED",
-            Self::PolicyRevoked => "POLICY_REVOKED",
-            Self::OutsideValidity => "OUTSIDE_VALIDITY",
-            Self::RoleNotGranted => "ROLE_NOT_GRANTED",
-            Self::ScopeRequired => "SCOPE_REQUIRED",
-            Self::ScopeNotGranted => "SCOPE_NOT_GRANTED",
-            Self::NoActiveKey => "NO_ACTIVE_KEY",
-            Self::KeyExceedsPolicy => "KEY_EXCEEDS_POLICY",
-        }
-    }
-
-    /// What the caller is told. Which policy, key or pattern it was stays between the broker and its operators.
-    pub fn safe_message(self) -> &'static str {
-        match self {
-            Self::Sealed => "the vault is sealed; an operator must unseal it",
-            Self::ClientRevoked => "this client is revoked; an administrator can reinstate it",
-            Self::IssuerRevoked => {
-                "the issuer that vouches for this client is revoked; an administrator can reinstate it"
-            }
-            Self::NoPolicy => "no policy grants this client anything for this app group",
-            Self::AccountRevoked => "the account of the app group is revoked; an administrator can reinstate it",
-            Self::AppGroupRevoked => "the app group is revoked; an administrator can reinstate it",
-            Self::PolicyRevoked => "the policy that granted this is revoked; an administrator can reinstate it",
-            Self::OutsideValidity => "the policy for this client is not in force at this time",
-            Self::RoleNotGranted => "the policy for this client does not grant this role; ask for one that it grants",
-            Self::ScopeRequired => "the policy for this client asks for a scope; name the reads the token is for",
-            Self::ScopeNotGranted => {
-                "the policy for this client does not grant an entry of the scope; entries match exactly, query included"
-            }
-            Self::NoActiveKey => {
-                "the app group has no active key with this role; an operator must import or resume one"
-            }
-            Self::KeyExceedsPolicy => {
-                "the only keys with this role can do more than the policy grants; an operator must import a weaker one"
-            }
-        }
-    }
-}
-
 /// A refusal: why, and by which policy where one came near.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denial {
@@ -166,8 +58,42 @@ pub struct Denial {
     pub reason: DenyReason,
     /// The policy that came nearest.
     pub policy: Option<PolicyName>,
+    /// The ceiling that stood in its way, where one did.
+    pub ceiling: Option<CeilingName>,
     /// What it was decided on.
     pub head: Head,
+}
+
+/// Why one policy does not grant a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Miss<'a> {
+    /// The first condition that fails.
+    pub reason: DenyReason,
+    /// The ceiling that sets it, where one does.
+    pub ceiling: Option<&'a CeilingName>,
+}
+
+impl From<DenyReason> for Miss<'_> {
+    fn from(reason: DenyReason) -> Self {
+        Self { reason, ceiling: None }
+    }
+}
+
+/// What one policy grants one caller with one role, whatever the scope and life that are asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// The policy.
+    pub policy: &'a Arc<Policy>,
+    /// The key that signs.
+    pub key: &'a Arc<Key>,
+    /// The app group.
+    pub group: &'a Arc<AppGroup>,
+    /// The longest time to live, in seconds, under the policy and the ceilings.
+    pub max_ttl_s: i64,
+    /// No token lives past this moment, in Unix seconds.
+    pub ends_at: i64,
+    /// Whether the token must have a scope, by the policy or a ceiling.
+    pub needs_scope: bool,
 }
 
 /// Decides a request on a state at a time.
@@ -175,203 +101,226 @@ pub struct Denial {
 /// # Errors
 /// With the nearest miss, where no policy grants all of the request.
 pub fn decide(request: &TokenRequest, state: &State, now: UnixMillis) -> Result<Permit, Denial> {
-    let deny = |reason, policy: Option<&Arc<Policy>>| Denial {
-        reason,
-        policy: policy.map(|policy| policy.name.clone()),
-        head: state.head(),
-    };
+    let deny = |reason| Denial { reason, policy: None, ceiling: None, head: state.head() };
     // INVARIANT (P7): a sealed state grants nothing, whoever asks.
     if state.sealed().is_some() {
-        return Err(deny(DenyReason::Sealed, None));
+        return Err(deny(DenyReason::Sealed));
     }
     // INVARIANT (P5): what is revoked grants nothing at this head; the fence makes this head the newest.
-    if state.is_revoked(&Target::Client(request.client.clone())) {
-        return Err(deny(DenyReason::ClientRevoked, None));
+    if let Some(reason) = state.refuses(&request.principal) {
+        return Err(deny(reason));
     }
-    if state.is_client_revoked(&request.client) {
-        return Err(deny(DenyReason::IssuerRevoked, None));
-    }
-    let mut best: Option<Permit> = None;
-    let mut miss = deny(DenyReason::NoPolicy, None);
-    for policy in state.policies_of(&request.app_group) {
-        if !policy.clients.iter().any(|pattern| pattern.matches(&request.client)) {
-            continue;
-        }
-        match grant(request, policy, state, now) {
-            Ok(permit) => {
-                if best.as_ref().is_none_or(|best| permit.preference() < best.preference()) {
-                    best = Some(permit);
+    let Some(policies) = state.group_policies(&request.app_group) else { return Err(deny(DenyReason::NoPolicy)) };
+    let ground = Ground::of(&request.app_group, state);
+    let mut best: Option<(Preference<'_>, Terms<'_>, i64)> = None;
+    let mut nearest: Option<(Miss<'_>, &PolicyName)> = None;
+    for policy in policies.naming(&request.principal).filter(|policy| !policy.shadow) {
+        match ground.grant(request, policy, state, now) {
+            Ok((terms, expires_at)) => {
+                // The weakest key first, then the longest life, then the first name (INV-DECIDE-1).
+                let preference = (strength(terms.key, terms.group), Reverse(expires_at), &policy.name);
+                if best.as_ref().is_none_or(|(known, ..)| preference < *known) {
+                    best = Some((preference, terms, expires_at));
                 }
             }
-            Err(reason) => {
+            Err(miss) => {
                 // Policies come by name, so of equal misses the first name stays.
-                if reason > miss.reason {
-                    miss = deny(reason, Some(policy));
+                if nearest.as_ref().is_none_or(|(known, _)| miss.reason > known.reason) {
+                    nearest = Some((miss, &policy.name));
                 }
             }
         }
     }
-    best.ok_or(miss)
+    let Some((_, terms, expires_at)) = best else {
+        let Some((miss, policy)) = nearest else { return Err(deny(DenyReason::NoPolicy)) };
+        let (policy, ceiling) = (Some(policy.clone()), miss.ceiling.cloned());
+        return Err(Denial { policy, ceiling, ..deny(miss.reason) });
+    };
+    let shadows = ground.shadows(request, &terms, state, now);
+    Permit::new(&terms, expires_at, &request.scope, shadows, state, now).ok_or_else(|| deny(DenyReason::NoActiveKey))
 }
 
-/// What one policy that names the client makes of the request.
-fn grant(request: &TokenRequest, policy: &Arc<Policy>, state: &State, now: UnixMillis) -> Result<Permit, DenyReason> {
-    let group = state.app_groups().get(&request.app_group).ok_or(DenyReason::NoPolicy)?;
-    if state.is_revoked(&Target::Account(group.account.clone())) {
-        return Err(DenyReason::AccountRevoked);
+type Preference<'a> = (Strength, Reverse<i64>, &'a PolicyName);
+
+/// What one policy grants one caller with one role; what `decide` rests on, for those who explain it.
+///
+/// # Errors
+/// With the first condition that fails.
+pub fn weigh<'a>(
+    principal: &Principal,
+    role: Role,
+    policy: &'a Arc<Policy>,
+    state: &'a State,
+    now: UnixMillis,
+) -> Result<Terms<'a>, Miss<'a>> {
+    Ground::of(&policy.app_group, state).terms(principal, role, policy, state, now)
+}
+
+/// What one policy that names the caller makes of a whole request: its terms, and the moment at which the token would die.
+///
+/// # Errors
+/// With the first condition that fails.
+pub fn grant<'a>(
+    request: &TokenRequest,
+    policy: &'a Arc<Policy>,
+    state: &'a State,
+    now: UnixMillis,
+) -> Result<(Terms<'a>, i64), Miss<'a>> {
+    Ground::of(&request.app_group, state).grant(request, policy, state, now)
+}
+
+/// What is the same for every policy of one group.
+struct Ground<'a> {
+    group: Option<&'a Arc<AppGroup>>,
+    account_revoked: bool,
+    group_revoked: bool,
+    bounds: Vec<&'a Bounds>,
+    never_roles: RoleSet,
+    team_keys: Result<(), &'a CeilingName>,
+}
+
+impl<'a> Ground<'a> {
+    fn of(name: &AppGroupName, state: &'a State) -> Self {
+        let group = state.app_groups().get(name);
+        let account = group.map(|group| Target::Account(group.account.clone()));
+        let bounds: Vec<&Bounds> = state.bounds_of(name).collect();
+        let forbids = bounds.iter().find_map(|bounds| bounds.forbids_team_keys());
+        Self {
+            account_revoked: account.is_some_and(|account| state.is_revoked(&account)),
+            group_revoked: group.is_some_and(|group| state.is_revoked(&Target::AppGroup(group.name.clone()))),
+            never_roles: bounds.iter().fold(RoleSet::default(), |roles, bounds| roles.union(bounds.never_roles())),
+            team_keys: forbids.filter(|_| route::has_individual_keys(state.keys_of(name))).map_or(Ok(()), Err),
+            group,
+            bounds,
+        }
     }
-    if state.is_revoked(&Target::AppGroup(request.app_group.clone())) {
-        return Err(DenyReason::AppGroupRevoked);
+
+    fn terms(
+        &self,
+        principal: &Principal,
+        role: Role,
+        policy: &'a Arc<Policy>,
+        state: &'a State,
+        now: UnixMillis,
+    ) -> Result<Terms<'a>, Miss<'a>> {
+        let group = self.group.ok_or(DenyReason::NoPolicy)?;
+        if self.account_revoked {
+            return Err(DenyReason::AccountRevoked.into());
+        }
+        if self.group_revoked {
+            return Err(DenyReason::AppGroupRevoked.into());
+        }
+        if state.is_policy_revoked(&policy.name) {
+            return Err(DenyReason::PolicyRevoked.into());
+        }
+        let ends_at = in_force(policy, state, now)?;
+        let certificate = principal.certificate.as_ref();
+        let presents = |pattern: &super::pattern::ClientPattern| certificate.is_some_and(|name| pattern.names(name));
+        if !policy.require_mtls.is_empty() && !policy.require_mtls.iter().any(presents) {
+            return Err(DenyReason::CertificateRequired.into());
+        }
+        // INVARIANT (INV-CEILING-1)
+        if let Some(ceiling) = self.bounds.iter().find_map(|bounds| bounds.forbids_caller(principal)) {
+            return Err(Miss { reason: DenyReason::CallerOverCeiling, ceiling: Some(ceiling) });
+        }
+        // INVARIANT (P3): role, scope and lifetime are the policy's, or less.
+        if !policy.roles.contains(role) {
+            return Err(DenyReason::RoleNotGranted.into());
+        }
+        if let Some(ceiling) = self.bounds.iter().find_map(|bounds| bounds.forbids_role(role)) {
+            return Err(Miss { reason: DenyReason::RoleOverCeiling, ceiling: Some(ceiling) });
+        }
+        let keys = state.keys_of(&policy.app_group);
+        let key = route(role, policy.roles.without(self.never_roles), self.team_keys, group, keys)?;
+        let scope_ceiling = self.bounds.iter().find_map(|bounds| bounds.requires_scope());
+        let least = self.bounds.iter().filter_map(|bounds| bounds.max_ttl()).map(|(seconds, _)| seconds).min();
+        Ok(Terms {
+            policy,
+            key,
+            group,
+            max_ttl_s: least.map_or(policy.max_ttl_s, |least| least.min(policy.max_ttl_s)),
+            ends_at,
+            needs_scope: policy.needs_scope() || scope_ceiling.is_some(),
+        })
     }
-    if state.is_revoked(&Target::Policy(policy.name.clone())) {
-        return Err(DenyReason::PolicyRevoked);
+
+    fn grant(
+        &self,
+        request: &TokenRequest,
+        policy: &'a Arc<Policy>,
+        state: &'a State,
+        now: UnixMillis,
+    ) -> Result<(Terms<'a>, i64), Miss<'a>> {
+        let terms = match self.terms(&request.principal, request.role, policy, state, now) {
+            // What is asked comes before what there are keys for: a scope that is missing is the caller's to mend.
+            Err(miss) if miss.reason < DenyReason::ScopeRequired => return Err(miss),
+            other => other,
+        };
+        let scope_ceiling = self.bounds.iter().find_map(|bounds| bounds.requires_scope());
+        if request.scope.is_empty() && (policy.needs_scope() || scope_ceiling.is_some()) {
+            let ceiling = scope_ceiling.filter(|_| !policy.needs_scope());
+            return Err(Miss { reason: DenyReason::ScopeRequired, ceiling });
+        }
+        if self.group.is_some_and(|group| policy.refused_entry(&request.scope, &group.apps).is_some()) {
+            return Err(DenyReason::ScopeNotGranted.into());
+        }
+        let terms = terms?;
+        // INVARIANT (P8): Apple's limit caps what the request and the policy say.
+        let longest = terms.max_ttl_s.min(apple::longest_ttl_s(&request.scope));
+        let ttl_s = request.ttl_s.unwrap_or(policy.default_ttl_s).min(longest);
+        let expires_at = now.seconds().saturating_add(ttl_s).min(terms.ends_at);
+        if expires_at <= now.seconds() {
+            return Err(DenyReason::OutsideValidity.into());
+        }
+        Ok((terms, expires_at))
     }
+
+    /// What would have been refused by what only counts: ceilings, and policies that name the caller.
+    fn shadows(&self, request: &TokenRequest, granted: &Terms<'_>, state: &'a State, now: UnixMillis) -> Vec<Shadow> {
+        let mut out = Vec::new();
+        for bounds in state.shadow_bounds_of(&request.app_group) {
+            let found = [
+                (DenyReason::CallerOverCeiling, bounds.forbids_caller(&request.principal)),
+                (DenyReason::RoleOverCeiling, bounds.forbids_role(request.role)),
+                (DenyReason::ScopeRequired, bounds.requires_scope().filter(|_| request.scope.is_empty())),
+                (
+                    DenyReason::TeamKeyOverCeiling,
+                    bounds.forbids_team_keys().filter(|_| {
+                        route::has_individual_keys(state.keys_of(&request.app_group)) && granted.key.is_team()
+                    }),
+                ),
+            ];
+            out.extend(found.into_iter().filter_map(|(reason, ceiling)| {
+                ceiling.map(|name| Shadow { kind: "ceiling", name: name.to_string(), reason })
+            }));
+            // A shorter life is no refusal: what would be cut is not counted.
+        }
+        let Some(policies) = state.group_policies(&request.app_group).filter(|policies| policies.has_shadows()) else {
+            return out;
+        };
+        for policy in policies.naming(&request.principal).filter(|policy| policy.shadow) {
+            if let Err(miss) = self.grant(request, policy, state, now) {
+                out.push(Shadow { kind: "policy", name: policy.name.to_string(), reason: miss.reason });
+            }
+        }
+        out
+    }
+}
+
+/// Whether the policy grants anything now, and the moment from which it will not, in Unix seconds.
+fn in_force(policy: &Policy, state: &State, now: UnixMillis) -> Result<i64, DenyReason> {
     if policy.not_before.is_some_and(|start| now < start) || policy.not_after.is_some_and(|end| now >= end) {
         return Err(DenyReason::OutsideValidity);
     }
-    // INVARIANT (P3): role, scope and lifetime are the policy's, or less.
-    if !policy.roles.contains(request.role) {
-        return Err(DenyReason::RoleNotGranted);
+    let mut ends_at = policy.not_after.map_or(i64::MAX, UnixMillis::seconds);
+    if let Some(hours) = &policy.hours {
+        ends_at = ends_at.min(hours.open_until(now).ok_or(DenyReason::OutsideHours)?);
     }
-    if policy.needs_scope() && request.scope.is_empty() {
-        return Err(DenyReason::ScopeRequired);
+    if policy.break_glass {
+        let opened = state.opened(&policy.name).filter(|opened| now.seconds() < opened.until);
+        ends_at = ends_at.min(opened.ok_or(DenyReason::BreakGlassClosed)?.until);
     }
-    if policy.refused_entry(&request.scope, &group.apps).is_some() {
-        return Err(DenyReason::ScopeNotGranted);
-    }
-    let key = route(request.role, policy, group, state)?;
-    let issuer_id = state.accounts().get(&key.account).ok_or(DenyReason::NoActiveKey)?.issuer_id.clone();
-    // INVARIANT (P8): Apple's limit caps what the request and the policy say.
-    let ttl_s =
-        request.ttl_s.unwrap_or(policy.default_ttl_s).min(policy.max_ttl_s).min(apple::longest_ttl_s(&request.scope));
-    let end = policy.not_after.map_or(i64::MAX, UnixMillis::seconds);
-    let expires_at = now.seconds().saturating_add(ttl_s).min(end);
-    if expires_at <= now.seconds() {
-        return Err(DenyReason::OutsideValidity);
-    }
-    Ok(Permit {
-        policy: Arc::clone(policy),
-        key: Arc::clone(key),
-        group: Arc::clone(group),
-        issuer_id,
-        scope: request.scope.clone(),
-        decided_at: now,
-        expires_at,
-        head: state.head(),
-    })
-}
-
-/// The weakest key that will do.
-fn route<'a>(role: Role, policy: &Policy, group: &AppGroup, state: &'a State) -> Result<&'a Arc<Key>, DenyReason> {
-    let with_role = || {
-        state
-            .keys_of(&policy.app_group)
-            .iter()
-            .filter(|key| key.state == KeyState::Active && key.account == group.account && key.roles.contains(role))
-    };
-    // INVARIANT (P3): a key whose roles exceed the policy's is never used, even if it is the only one.
-    with_role()
-        .filter(|key| key.roles.is_subset_of(policy.roles))
-        .min_by_key(|key| strength(key, group))
-        .ok_or(if with_role().next().is_some() { DenyReason::KeyExceedsPolicy } else { DenyReason::NoActiveKey })
-}
-
-/// Not confined to the group by Apple; administrative; number of roles; number of groups; newest import first.
-type Strength = (bool, bool, u32, usize, Reverse<u64>);
-
-/// Smaller is weaker, and so preferred; unique, as no two imports share a revision.
-fn strength(key: &Key, group: &AppGroup) -> Strength {
-    (
-        !key.is_confined_to(&group.apps),
-        key.roles.is_administrative(),
-        key.roles.len(),
-        key.app_groups.len(),
-        Reverse(key.imported_revision.0),
-    )
-}
-
-impl Permit {
-    /// The weakest key first, then the longest life, then the first name (INV-DECIDE-1).
-    fn preference(&self) -> (Strength, Reverse<i64>, &PolicyName) {
-        (strength(&self.key, &self.group), Reverse(self.expires_at), &self.policy.name)
-    }
-
-    /// The policy that grants it.
-    pub fn policy(&self) -> &Policy {
-        &self.policy
-    }
-
-    /// The key that signs it.
-    pub fn key(&self) -> &Key {
-        &self.key
-    }
-
-    /// The app group it is for.
-    pub fn app_group(&self) -> &AppGroup {
-        &self.group
-    }
-
-    /// The Issuer ID of the key's account.
-    pub fn issuer_id(&self) -> &IssuerId {
-        &self.issuer_id
-    }
-
-    /// The reads it is confined to; empty for none.
-    pub fn scope(&self) -> &[Operation] {
-        &self.scope
-    }
-
-    /// Everything whose revocation ends what was issued to this client under it; the token itself comes on top.
-    pub fn revocable_by(&self, client: &ClientId) -> Vec<Target> {
-        let mut out = vec![
-            Target::Client(client.clone()),
-            Target::Policy(self.policy.name.clone()),
-            Target::AppGroup(self.group.name.clone()),
-            Target::Key(self.key.id.clone()),
-            Target::Account(self.key.account.clone()),
-        ];
-        out.extend(client.issuer().map(Target::Issuer));
-        out
-    }
-
-    /// When it was decided.
-    pub fn decided_at(&self) -> UnixMillis {
-        self.decided_at
-    }
-
-    /// The latest moment its token may live to, in Unix seconds.
-    pub fn expires_at(&self) -> i64 {
-        self.expires_at
-    }
-
-    /// What it was decided on.
-    pub fn head(&self) -> Head {
-        self.head
-    }
-
-    /// What is told of the decision; it outlives the permit, which signing consumes.
-    pub fn decision(&self) -> Decision {
-        Decision { head: self.head, at: self.decided_at, enforced_by: self.enforcement() }
-    }
-
-    /// The claims of its token, exactly as Apple lists them.
-    pub fn claims(&self) -> apple::Claims {
-        let team = matches!(self.key.kind, KeyKind::Team);
-        apple::Claims {
-            iss: team.then(|| self.issuer_id.to_string()),
-            sub: (!team).then(|| "user".to_owned()),
-            iat: self.decided_at.seconds().saturating_sub(BACKDATE_S),
-            exp: self.expires_at,
-            aud: apple::AUDIENCE.to_owned(),
-            scope: (!self.scope.is_empty()).then(|| self.scope.iter().map(ToString::to_string).collect()),
-        }
-    }
-
-    /// Who holds the bearer to each limit (P9).
-    pub fn enforcement(&self) -> Vec<Enforcement> {
-        let confined = self.scope.iter().all(|entry| entry.is_confined_to(&self.group.apps));
-        enforcement::of_token(&self.key, &self.group, !self.scope.is_empty(), confined)
-    }
+    Ok(ends_at)
 }
 
 #[cfg(test)]

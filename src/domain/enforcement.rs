@@ -2,8 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::key::{AppAccess, Key, KeyKind};
+use super::app_group::AppGroup;
+use super::feature::Access;
+use super::key::{AppAccess, Key, KeyKind, KeyState};
+use super::operation::Operation;
 use super::policy::Policy;
+use super::state::State;
 
 /// Who enforces a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +41,7 @@ impl EnforcedBy {
 /// One limit, and who holds the bearer to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enforcement {
-    /// Which: `lifetime`, `role`, `app_group` or `operations`.
+    /// Which: `lifetime`, `role`, `app_group`, `operations` or `features`.
     pub limit: &'static str,
     /// Who.
     pub by: EnforcedBy,
@@ -45,63 +49,53 @@ pub struct Enforcement {
     pub explanation: String,
 }
 
-/// What holds the bearer of one token: `confined` says whether each entry of its scope names an app of the group.
-pub(super) fn of_token(
-    key: &Key,
-    group: &super::app_group::AppGroup,
-    has_scope: bool,
-    confined: bool,
-) -> Vec<Enforcement> {
-    let app_group = if key.is_confined_to(&group.apps) {
-        let since = key.declared_at().map(|at| at.to_string()).unwrap_or_default();
-        (
-            EnforcedBy::AppleIndividualAccess,
-            format!("the key belongs to one user, whose apps (as declared on {since}) all lie within the app group"),
-        )
-    } else if has_scope && confined {
-        (EnforcedBy::AppleScope, "every read in the token's scope names an app of the group".to_owned())
-    } else {
-        (EnforcedBy::Nobody, format!("{}: the bearer can use the token on apps outside the app group", reach(key)))
-    };
-    vec![
-        Enforcement {
-            limit: "lifetime",
-            by: EnforcedBy::BrokerAtIssue,
-            explanation: "the broker signs the expiry into the token; Apple refuses the token after it".to_owned(),
-        },
-        Enforcement {
-            limit: "role",
-            by: EnforcedBy::AppleKeyRole,
-            explanation: format!("Apple grants the bearer what the key's roles allow: {}", key.roles),
-        },
-        Enforcement { limit: "app_group", by: app_group.0, explanation: app_group.1 },
-        if has_scope {
-            Enforcement {
-                limit: "operations",
-                by: EnforcedBy::AppleScope,
-                explanation: "Apple refuses every request that the token's scope does not name".to_owned(),
-            }
-        } else {
-            Enforcement {
-                limit: "operations",
-                by: EnforcedBy::Nobody,
-                explanation: "the token has no scope: the bearer can read and write whatever the key's roles allow"
-                    .to_owned(),
-            }
-        },
-    ]
+fn entry(limit: &'static str, by: EnforcedBy, explanation: impl Into<String>) -> Enforcement {
+    Enforcement { limit, by, explanation: explanation.into() }
 }
 
-/// What holds the bearers of any token under one policy, whatever key signs it.
-pub fn of_policy(policy: &Policy) -> Vec<Enforcement> {
-    let every_operation_names_an_app = !policy.operations.is_empty()
-        && policy.operations.iter().all(|operation| {
-            // As `Operation::is_confined_to` has it for a token.
-            let text = operation.to_string();
-            text.starts_with("GET /v1/apps/{app}") || text.contains("filter[app]={app}")
-        });
-    let entry = |limit, by, text: &str| Enforcement { limit, by, explanation: text.to_owned() };
-    vec![
+/// What holds the bearer of one token.
+pub(super) fn of_token(key: &Key, group: &AppGroup, policy: &Policy, scope: &[Operation]) -> Vec<Enforcement> {
+    let has_scope = !scope.is_empty();
+    let app_group = if key.is_confined_to(&group.apps) {
+        let since = key.declared_at().map(|at| at.to_string()).unwrap_or_default();
+        let text =
+            format!("the key belongs to one user, whose apps (as declared on {since}) all lie within the app group");
+        entry("app_group", EnforcedBy::AppleIndividualAccess, text)
+    } else if has_scope && scope.iter().all(|entry| entry.is_confined_to(&group.apps)) {
+        entry("app_group", EnforcedBy::AppleScope, "every read in the token's scope names an app of the group")
+    } else {
+        let text = format!("{}: the bearer can use the token on apps outside the app group", reach(key));
+        entry("app_group", EnforcedBy::Nobody, text)
+    };
+    let mut out = vec![
+        entry(
+            "lifetime",
+            EnforcedBy::BrokerAtIssue,
+            "the broker signs the expiry into the token; Apple refuses the token after it",
+        ),
+        entry(
+            "role",
+            EnforcedBy::AppleKeyRole,
+            format!("Apple grants the bearer what the key's roles allow: {}", key.roles),
+        ),
+        app_group,
+        if has_scope {
+            let text = "Apple refuses every request that the token's scope does not name";
+            entry("operations", EnforcedBy::AppleScope, text)
+        } else {
+            let text = "the token has no scope: the bearer can read and write whatever the key's roles allow";
+            entry("operations", EnforcedBy::Nobody, text)
+        },
+    ];
+    if !policy.features.is_empty() {
+        out.push(features(policy, has_scope));
+    }
+    out
+}
+
+/// What holds the bearers of any token under one policy, whatever key of those that there are now signs it.
+pub fn of_policy(policy: &Policy, state: &State) -> Vec<Enforcement> {
+    let mut out = vec![
         entry(
             "lifetime",
             EnforcedBy::BrokerAtIssue,
@@ -112,33 +106,75 @@ pub fn of_policy(policy: &Policy) -> Vec<Enforcement> {
             EnforcedBy::AppleKeyRole,
             "only keys whose roles all stand in the policy sign; Apple holds the bearer to those",
         ),
-        if every_operation_names_an_app {
-            entry(
-                "app_group",
-                EnforcedBy::AppleScope,
-                "every granted read names an app of the group, and every token must have a scope",
-            )
+        app_group_of(policy, state),
+        if needs_scope(policy, state) {
+            let text = "every token must have a scope, and Apple refuses what it does not name";
+            entry("operations", EnforcedBy::AppleScope, text)
         } else {
-            entry(
-                "app_group",
-                EnforcedBy::Nobody,
-                "a team key reaches every app of the account; only an individual key whose user is confined to the group's apps is held to them by Apple",
-            )
+            let text =
+                "tokens without a scope are allowed: their bearers can read and write whatever the key's roles allow";
+            entry("operations", EnforcedBy::Nobody, text)
         },
-        if policy.needs_scope() {
-            entry(
-                "operations",
-                EnforcedBy::AppleScope,
-                "every token must have a scope, and Apple refuses what it does not name",
-            )
-        } else {
-            entry(
-                "operations",
-                EnforcedBy::Nobody,
-                "tokens without a scope are allowed: their bearers can read and write whatever the key's roles allow",
-            )
-        },
-    ]
+    ];
+    if !policy.features.is_empty() {
+        out.push(features(policy, needs_scope(policy, state)));
+    }
+    out
+}
+
+fn needs_scope(policy: &Policy, state: &State) -> bool {
+    policy.needs_scope() || state.bounds_of(&policy.app_group).any(|bounds| bounds.requires_scope().is_some())
+}
+
+fn app_group_of(policy: &Policy, state: &State) -> Enforcement {
+    let names_an_app = |operation: &super::operation::OperationTemplate| {
+        // As `Operation::is_confined_to` has it for a token.
+        let text = operation.to_string();
+        text.starts_with("GET /v1/apps/{app}") || text.contains("filter[app]={app}")
+    };
+    let scoped =
+        policy.features.is_empty() && !policy.operations.is_empty() && policy.operations.iter().all(names_an_app);
+    if scoped {
+        let text = "every granted read names an app of the group, and every token must have a scope";
+        return entry("app_group", EnforcedBy::AppleScope, text);
+    }
+    let group = state.app_groups().get(&policy.app_group);
+    let never = state
+        .bounds_of(&policy.app_group)
+        .fold(super::role::RoleSet::default(), |roles, bounds| roles.union(bounds.never_roles()));
+    let mut keys = state
+        .keys_of(&policy.app_group)
+        .iter()
+        .filter(|key| key.state == KeyState::Active && key.roles.is_subset_of(policy.roles.without(never)));
+    let confined = |key: &&std::sync::Arc<Key>| group.is_some_and(|group| key.is_confined_to(&group.apps));
+    let mut some = keys.clone().peekable();
+    if some.peek().is_some() && keys.all(|key| confined(&key)) {
+        let text = "every key that can sign now is an individual one, whose user's apps (as declared) lie within the group; \
+                    a team key imported later would change that";
+        return entry("app_group", EnforcedBy::AppleIndividualAccess, text);
+    }
+    entry(
+        "app_group",
+        EnforcedBy::Nobody,
+        "a team key reaches every app of the account; only an individual key whose user is confined to the group's apps is \
+         held to them by Apple",
+    )
+}
+
+/// Features: reads are a check of the scope, and writes an agreement.
+fn features(policy: &Policy, has_scope: bool) -> Enforcement {
+    let writes: Vec<String> =
+        policy.features.iter().filter(|grant| grant.access == Access::Write).map(ToString::to_string).collect();
+    if has_scope {
+        let text = "every token must have a scope that names only reads of these features; Apple refuses the rest";
+        return entry("features", EnforcedBy::AppleScope, text);
+    }
+    let what = if writes.is_empty() { "its features".to_owned() } else { writes.join(", ") };
+    let text = format!(
+        "Apple's scope takes reads only, so a token for {what} has none: its bearer is asked to keep to the features, and \
+         can do whatever the key's roles allow"
+    );
+    entry("features", EnforcedBy::Nobody, text)
 }
 
 fn reach(key: &Key) -> &'static str {

@@ -111,6 +111,11 @@ pub struct Key {
 }
 
 impl Key {
+    /// Whether it reaches every app of the account.
+    pub fn is_team(&self) -> bool {
+        matches!(self.kind, KeyKind::Team)
+    }
+
     /// Whether Apple may still count this key against the account's limit, as far as the broker knows.
     pub fn counts_at_apple(&self) -> bool {
         matches!(self.kind, KeyKind::Team) && self.confirmed_at_apple.is_none()

@@ -91,7 +91,12 @@ impl Operation {
 
     /// Whether the query has a parameter of this name.
     pub fn has_parameter(&self, name: &str) -> bool {
-        self.query.iter().any(|pair| pair.split('=').next() == Some(name))
+        self.parameter_names().any(|known| known == name)
+    }
+
+    /// The names of the query's parameters, such as `filter[app]`.
+    pub fn parameter_names(&self) -> impl Iterator<Item = &str> {
+        self.query.iter().filter_map(|pair| pair.split('=').next())
     }
 
     /// Whether the read is confined to exactly one of these apps, by its path or by `filter[app]`.
@@ -99,6 +104,14 @@ impl Operation {
         let by_path = self.path.strip_prefix("/v1/apps/").and_then(|rest| rest.split('/').next());
         let by_filter = self.query.iter().find_map(|pair| pair.strip_prefix("filter[app]="));
         by_path.or(by_filter).is_some_and(|id| apps.iter().any(|app| app.as_str() == id))
+    }
+
+    /// Whether the read names an app that is not one of these.
+    pub fn names_other_apps(&self, apps: &BTreeSet<AppId>) -> bool {
+        let is_other = |id: &str| !apps.iter().any(|app| app.as_str() == id);
+        let by_path = self.path.split('/').nth(2) == Some("apps") && self.path.split('/').nth(3).is_some_and(is_other);
+        let filters = self.query.iter().filter_map(|pair| pair.strip_prefix("filter[app]="));
+        by_path || filters.flat_map(|ids| ids.split(',')).any(is_other)
     }
 
     fn has_placeholder(&self) -> bool {

@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::pattern::ClientPattern;
-use crate::id::{AppGroupName, ClientId, OperatorName};
+use super::principal::Principal;
+use crate::id::{AppGroupName, OperatorName};
 
 /// What an operator may do. Revoking is its own power, so that it can be given away more freely than any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Power {
-    /// Accounts, app groups, operators, reinstating, root keys.
+    /// Accounts, app groups, operators, ceilings, issuers, reinstating, root keys.
     Administer,
     /// Importing, suspending and resuming keys.
     Custody,
@@ -54,7 +55,7 @@ impl Power {
 pub struct Operator {
     /// The broker's name for it.
     pub name: OperatorName,
-    /// Whose certificates are this operator.
+    /// Who is this operator.
     pub clients: Vec<ClientPattern>,
     /// What it may do.
     pub powers: BTreeSet<Power>,
@@ -64,9 +65,9 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Whether the certificate's name is this operator.
-    pub fn is(&self, client: &ClientId) -> bool {
-        self.clients.iter().any(|pattern| pattern.matches(client))
+    /// Whether the caller is this operator.
+    pub fn is(&self, caller: &Principal) -> bool {
+        self.clients.iter().any(|pattern| pattern.matches(caller))
     }
 
     /// Whether it may write policies for this group.

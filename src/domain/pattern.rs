@@ -1,18 +1,56 @@
-//! Which callers a policy or an operator means.
+//! Which callers a policy, an operator or a ceiling means.
 //!
-//! Exact by default. A `*` matches any characters within one segment of a SPIFFE path or one label of a DNS name, and
-//! never crosses a separator; a trust domain is always exact.
+//! Exact by default. A `*` matches any characters within one segment of a SPIFFE path, one label of a DNS name or one part
+//! of a claim, and never crosses a separator; a trust domain and an issuer are always exact.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ClientId, is_dns_label, is_spiffe_segment, is_trust_domain, shown};
+use super::claims::ClaimConditions;
+use super::glob::{ClaimGlob, glob_matches};
+use super::principal::Principal;
+use crate::id::{ClientId, IssuerName, is_dns_label, is_spiffe_segment, is_trust_domain, shown};
 
-/// A pattern over the names of clients.
+/// A pattern over callers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ClientPattern(String);
+#[serde(try_from = "Written", into = "Written")]
+pub enum ClientPattern {
+    /// Over names in certificates.
+    Name(NamePattern),
+    /// Over what a trusted issuer says.
+    Vouched(VouchedPattern),
+}
+
+/// A SPIFFE ID or, after `dns:`, a host name; with globs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamePattern {
+    text: String,
+    /// How much of it stands before the first `*`.
+    literal: usize,
+}
+
+/// Whom a trusted issuer vouches for, and what it must say of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VouchedPattern {
+    /// The issuer.
+    pub issuer: IssuerName,
+    /// What the subject must be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<ClaimGlob>,
+    /// What claims must be, all of them.
+    #[serde(default, skip_serializing_if = "ClaimConditions::is_empty")]
+    pub claims: ClaimConditions,
+}
+
+/// How a record has it: a text for a name, as since the first release, or an object.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Name(String),
+    Vouched { oidc: VouchedPattern },
+}
 
 /// Why a text is not a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +70,33 @@ pub enum PatternError {
     TooWide(String),
 }
 
+impl NamePattern {
+    fn new(text: String) -> Self {
+        let literal = text.find('*').unwrap_or(text.len());
+        Self { text, literal }
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        let prefix = self.text.as_bytes().get(..self.literal).unwrap_or_default();
+        let Some(rest) = name.as_bytes().strip_prefix(prefix) else { return false };
+        let separators: &[u8] = if self.text.starts_with("spiffe://") { b"/" } else { b"." };
+        glob_matches(self.text.as_bytes().get(self.literal..).unwrap_or_default(), rest, separators)
+    }
+}
+
+impl VouchedPattern {
+    /// What is first found not to hold of a caller: the issuer, the subject, or a claim by its name.
+    pub fn first_unmet<'a>(&'a self, principal: &Principal) -> Option<&'a str> {
+        let Some(vouched) = principal.vouched.as_ref().filter(|it| it.issuer.name == self.issuer) else {
+            return Some("issuer");
+        };
+        if self.subject.as_ref().is_some_and(|glob| !glob.matches(&vouched.subject)) {
+            return Some("subject");
+        }
+        vouched.claims.first_unmet(&self.claims)
+    }
+}
+
 impl ClientPattern {
     /// Takes a SPIFFE ID, in whose path segments `*` may stand for any characters.
     ///
@@ -49,7 +114,7 @@ impl ClientPattern {
         if path.split('/').all(|segment| segment.bytes().all(|b| b == b'*')) {
             return Err(PatternError::TooWide(shown(text)));
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self::Name(NamePattern::new(text.to_owned())))
     }
 
     /// Takes a host name, in whose labels `*` may stand for any characters but dots.
@@ -60,79 +125,115 @@ impl ClientPattern {
         let labels: Vec<&str> = text.split('.').collect();
         let fits = text.len() <= 253 && labels.iter().all(|label| is_dns_label(&label.replace('*', "x")));
         let anchored = labels.iter().rev().take(2).all(|label| !label.contains('*'));
-        if fits && anchored { Ok(Self(format!("dns:{text}"))) } else { Err(PatternError::Dns(shown(text))) }
+        if fits && anchored {
+            Ok(Self::Name(NamePattern::new(format!("dns:{text}"))))
+        } else {
+            Err(PatternError::Dns(shown(text)))
+        }
     }
 
-    /// Whether the client is meant.
-    pub fn matches(&self, client: &ClientId) -> bool {
-        let (pattern, name) = (self.0.as_str(), client.as_str());
-        if pattern == name {
-            return true;
+    /// Takes a name in certificates as a record has it: a SPIFFE ID, or `dns:` and a host name.
+    ///
+    /// # Errors
+    /// With the rule that the text breaks.
+    pub fn name(text: &str) -> Result<Self, PatternError> {
+        match text.strip_prefix("dns:") {
+            Some(name) => Self::dns(name),
+            None => Self::spiffe(text),
         }
-        let separator = if pattern.starts_with("spiffe://") { '/' } else { '.' };
-        // The scheme and trust domain, or `dns:` with the first label, hold no `/`, so one walk compares all parts.
-        pattern.split(separator).count() == name.split(separator).count()
-            && pattern.split(separator).zip(name.split(separator)).all(|(glob, part)| glob_matches(glob, part))
+    }
+
+    /// Whether the caller is meant.
+    pub fn matches(&self, principal: &Principal) -> bool {
+        match self {
+            Self::Name(pattern) => pattern.matches(principal.client.as_str()),
+            Self::Vouched(pattern) => pattern.first_unmet(principal).is_none(),
+        }
+    }
+
+    /// Whether the name in a certificate is meant.
+    pub fn names(&self, certificate: &ClientId) -> bool {
+        match self {
+            Self::Name(pattern) => pattern.matches(certificate.as_str()),
+            Self::Vouched(_) => false,
+        }
     }
 
     /// The one client that is meant, where there is no `*`.
     pub fn exact(&self) -> Option<ClientId> {
-        if self.0.contains('*') { None } else { ClientId::parse(&self.0).ok() }
+        match self {
+            Self::Name(pattern) if pattern.literal == pattern.text.len() => ClientId::parse(&pattern.text).ok(),
+            Self::Name(_) => None,
+            Self::Vouched(pattern) => {
+                let subject = pattern.subject.as_ref().filter(|glob| glob.is_exact())?;
+                ClientId::parse(&format!("{}{subject}", pattern.issuer.client_prefix())).ok()
+            }
+        }
     }
 
-    /// `spiffe` or `dns`, and the pattern without that prefix for DNS.
-    pub fn parts(&self) -> (&'static str, &str) {
-        match self.0.strip_prefix("dns:") {
-            Some(name) => ("dns", name),
-            None => ("spiffe", &self.0),
+    /// The issuer, where it is one that vouches.
+    pub fn issuer(&self) -> Option<&IssuerName> {
+        match self {
+            Self::Name(_) => None,
+            Self::Vouched(pattern) => Some(&pattern.issuer),
+        }
+    }
+
+    /// `spiffe` or `dns` and the pattern, for one over names.
+    pub fn name_parts(&self) -> Option<(&'static str, &str)> {
+        match self {
+            Self::Name(pattern) => Some(match pattern.text.strip_prefix("dns:") {
+                Some(name) => ("dns", name),
+                None => ("spiffe", pattern.text.as_str()),
+            }),
+            Self::Vouched(_) => None,
         }
     }
 }
 
 impl fmt::Display for ClientPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            Self::Name(pattern) => f.write_str(&pattern.text),
+            Self::Vouched(pattern) => {
+                let any = pattern.subject.as_ref().map_or("(any subject)", ClaimGlob::as_str);
+                write!(f, "{}{any}", pattern.issuer.client_prefix())?;
+                for (name, globs) in &pattern.claims {
+                    let globs: Vec<&str> = globs.iter().map(ClaimGlob::as_str).collect();
+                    write!(f, " with {name}={}", globs.join("|"))?;
+                }
+                Ok(())
+            }
+        }
     }
 }
 
-impl TryFrom<String> for ClientPattern {
+impl TryFrom<Written> for ClientPattern {
     type Error = PatternError;
 
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        match text.strip_prefix("dns:") {
-            Some(name) => Self::dns(name),
-            None => Self::spiffe(&text),
+    fn try_from(written: Written) -> Result<Self, Self::Error> {
+        match written {
+            Written::Name(text) => Self::name(&text),
+            Written::Vouched { oidc } => Ok(Self::Vouched(oidc)),
         }
     }
 }
 
-impl From<ClientPattern> for String {
+impl From<ClientPattern> for Written {
     fn from(pattern: ClientPattern) -> Self {
-        pattern.0
-    }
-}
-
-/// Linear in both lengths: the first and last literal are anchored, those between are found from the left.
-fn glob_matches(glob: &str, text: &str) -> bool {
-    let Some((first, rest)) = glob.split_once('*') else { return glob == text };
-    let Some(mut text) = text.strip_prefix(first) else { return false };
-    let mut literals: Vec<&str> = rest.split('*').collect();
-    let last = literals.pop().unwrap_or_default();
-    for literal in literals {
-        match text.find(literal) {
-            Some(at) => text = text.get(at.saturating_add(literal.len())..).unwrap_or_default(),
-            None => return false,
+        match pattern {
+            ClientPattern::Name(pattern) => Self::Name(pattern.text),
+            ClientPattern::Vouched(oidc) => Self::Vouched { oidc },
         }
     }
-    text.len() >= last.len() && text.ends_with(last)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn client(text: &str) -> ClientId {
-        ClientId::parse(text).unwrap()
+    fn client(text: &str) -> Principal {
+        Principal::of_certificate(ClientId::parse(text).unwrap())
     }
 
     #[test]

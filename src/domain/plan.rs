@@ -1,20 +1,24 @@
 //! What applying a document would do: a list of steps, and the one change that makes them all.
 //!
+//! Steps: compare each thing with what is there; fold the difference into a copy of the state; look whether that can be
+//! ([`outcome`]); say what each step means, with the state before and after at hand.
+//!
 //! # Invariants
 //! - `INV-PLAN-1`: the state after the change refers to nothing that is not there.
 //! - `INV-PLAN-2`: an administrator is left.
 
+mod outcome;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use super::change::{Change, Object, ObjectName};
-use super::document::{Desired, Violation};
-use super::policy::MOST_PER_APP_GROUP;
+use super::document::{Desired, Document, Violation, shape};
+use super::enforcement::{self, Enforcement};
+use super::meaning;
 use super::state::State;
 use super::target::Target;
-use crate::id::{AccountName, AppGroupName};
+use crate::id::{AppGroupName, CeilingName};
 
 /// What becomes of things that the document does not name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +65,14 @@ pub struct Step {
     pub changes: Vec<String>,
     /// What else there is to know, such as a revocation that stays.
     pub note: Option<String>,
+    /// Who gains, and who loses what.
+    pub means: Vec<String>,
+    /// For a policy that is there afterwards: who holds its bearers to each limit.
+    pub enforced_by: Vec<Enforcement>,
     /// The app groups whose policies this changes, before and after.
     pub authored_groups: BTreeSet<AppGroupName>,
+    /// The ceiling under which this takes two operators.
+    pub approval: Option<CeilingName>,
 }
 
 /// What applying a document would do.
@@ -79,73 +89,140 @@ pub struct Plan {
 /// # Errors
 /// With everything in the document that can't be, in this state.
 pub fn plan(desired: &Desired, unnamed: Unnamed, state: &State) -> Result<Plan, Vec<Violation>> {
-    let mut steps = Vec::new();
-    let mut put = Vec::new();
-    let mut named = BTreeSet::new();
-    let mut consider = |object: Object, before: Option<Object>| {
-        named.insert(object.name());
-        let step = step(&object, before.as_ref(), state);
-        if step.action != Action::Keep {
-            put.push(object);
-        }
-        steps.push(step);
-    };
-    for account in &desired.accounts {
-        consider(Object::Account(account.clone()), state.accounts().get(&account.name).cloned().map(Object::Account));
-    }
-    for group in &desired.app_groups {
-        let before = state.app_groups().get(&group.name).map(|group| Object::AppGroup((**group).clone()));
-        consider(Object::AppGroup(group.clone()), before);
-    }
-    for policy in &desired.policies {
-        let before = state.policies().get(&policy.name).cloned().map(Object::Policy);
-        consider(Object::Policy(Arc::new(policy.clone())), before);
-    }
-    for operator in &desired.operators {
-        let before = state.operators().get(&operator.name).map(|operator| Object::Operator((**operator).clone()));
-        consider(Object::Operator(operator.clone()), before);
-    }
+    let objects = objects(desired);
+    let named: BTreeSet<ObjectName> = objects.iter().map(Object::name).collect();
     let removed: Vec<ObjectName> = match unnamed {
         Unnamed::Keep => Vec::new(),
         Unnamed::Remove => every_name(state).filter(|name| !named.contains(name)).collect(),
     };
-    steps.extend(removed.iter().map(|name| removal(name, state)));
-    let violations = Outcome::of(&put, &removed, state).violations(desired);
+    let put: Vec<Object> =
+        objects.iter().filter(|object| current(&object.name(), state).as_ref() != Some(*object)).cloned().collect();
+    // A fold on a copy, so that what is checked is what will be.
+    let mut after = state.clone();
+    after.preview(&put, &removed);
+    let violations = outcome::violations(desired, &removed, state, &after);
     if !violations.is_empty() {
         return Err(violations);
     }
+    let steps = objects.iter().map(|object| (object.name(), Some(object)));
+    let steps = steps.chain(removed.iter().map(|name| (name.clone(), None)));
+    let steps = steps.map(|(name, object)| step(name, object, state, &after)).collect();
     let nothing = put.is_empty() && removed.is_empty();
     Ok(Plan { steps, change: (!nothing).then_some(Change::DocumentApplied { put, removed }) })
 }
 
-fn step(object: &Object, before: Option<&Object>, state: &State) -> Step {
-    let mut authored_groups = BTreeSet::new();
-    let (action, changes) = match before {
-        None => (Action::Create, Vec::new()),
-        Some(before) if before == object => (Action::Keep, Vec::new()),
-        Some(before) => (Action::Update, differences(before, object)),
-    };
-    for policy in [Some(object), before].into_iter().flatten() {
-        if let Object::Policy(policy) = policy {
-            authored_groups.insert(policy.app_group.clone());
-        }
-    }
-    Step { action, changes, note: standing_revocation(&object.name(), state), object: object.name(), authored_groups }
+/// What a reviewed change does to a state: the same steps, planned from the things themselves.
+pub fn steps_of(put: &[Object], removed: &[ObjectName], state: &State) -> Vec<Step> {
+    let mut after = state.clone();
+    after.preview(put, removed);
+    let steps = put.iter().map(|object| (object.name(), Some(object)));
+    let steps = steps.chain(removed.iter().map(|name| (name.clone(), None)));
+    steps.map(|(name, object)| step(name, object, state, &after)).collect()
 }
 
-fn removal(name: &ObjectName, state: &State) -> Step {
-    let mut authored_groups = BTreeSet::new();
-    if let ObjectName::Policy(name) = name
-        && let Some(policy) = state.policies().get(name)
-    {
-        authored_groups.insert(policy.app_group.clone());
+/// Everything that a document names.
+fn objects(desired: &Desired) -> Vec<Object> {
+    let mut out: Vec<Object> = desired.accounts.iter().cloned().map(Object::Account).collect();
+    out.extend(desired.app_groups.iter().cloned().map(Object::AppGroup));
+    out.extend(desired.issuers.iter().cloned().map(Arc::new).map(Object::Issuer));
+    out.extend(desired.ceilings.iter().cloned().map(Arc::new).map(Object::Ceiling));
+    out.extend(desired.policies.iter().cloned().map(Arc::new).map(Object::Policy));
+    out.extend(desired.operators.iter().cloned().map(Object::Operator));
+    out
+}
+
+/// The thing of this name as it is.
+fn current(name: &ObjectName, state: &State) -> Option<Object> {
+    match name {
+        ObjectName::Account(name) => state.accounts().get(name).cloned().map(Object::Account),
+        ObjectName::AppGroup(name) => state.app_groups().get(name).map(|it| Object::AppGroup((**it).clone())),
+        ObjectName::Policy(name) => state.policies().get(name).cloned().map(Object::Policy),
+        ObjectName::Operator(name) => state.operators().get(name).map(|it| Object::Operator((**it).clone())),
+        ObjectName::Issuer(name) => state.issuers().get(name).cloned().map(Object::Issuer),
+        ObjectName::Ceiling(name) => state.ceilings().get(name).cloned().map(Object::Ceiling),
     }
-    Step {
-        action: Action::Remove,
-        object: name.clone(),
-        changes: Vec::new(),
-        note: standing_revocation(name, state),
-        authored_groups,
+}
+
+fn step(name: ObjectName, object: Option<&Object>, state: &State, after: &State) -> Step {
+    let before = current(&name, state);
+    let (action, changes) = match (&before, object) {
+        (None, _) => (Action::Create, Vec::new()),
+        (Some(_), None) => (Action::Remove, Vec::new()),
+        (Some(before), Some(object)) if before == object => (Action::Keep, Vec::new()),
+        (Some(before), Some(object)) => (Action::Update, differences(before, object)),
+    };
+    let policies = [before.as_ref(), object].into_iter().flatten().filter_map(|object| match object {
+        Object::Policy(policy) => Some(policy.app_group.clone()),
+        _ => None,
+    });
+    let enforced_by = match object {
+        Some(Object::Policy(policy)) => enforcement::of_policy(policy, after),
+        _ => Vec::new(),
+    };
+    let mut step = Step {
+        action,
+        changes,
+        note: standing_revocation(&name, state),
+        means: if action == Action::Keep { kept(object, after) } else { means(before.as_ref(), object, state, after) },
+        enforced_by,
+        authored_groups: policies.collect(),
+        approval: None,
+        object: name,
+    };
+    if action != Action::Keep {
+        step.approval = approval(&step, before.as_ref(), object, state);
+    }
+    step
+}
+
+/// A policy that stays says what ceilings take from it, so that a plan shows all of what a document comes to.
+fn kept(object: Option<&Object>, after: &State) -> Vec<String> {
+    if let Some(Object::Policy(policy)) = object { meaning::narrowed(policy, after) } else { Vec::new() }
+}
+
+fn means(before: Option<&Object>, object: Option<&Object>, state: &State, after: &State) -> Vec<String> {
+    match (before, object) {
+        (None, Some(Object::Policy(new))) => meaning::of_new_policy(new, after),
+        (Some(Object::Policy(old)), Some(Object::Policy(new))) => meaning::of_changed_policy(old, new, state, after),
+        (Some(Object::Policy(old)), None) => meaning::of_removed_policy(old, state),
+        (Some(Object::AppGroup(old)), Some(Object::AppGroup(new))) => {
+            let texts = |apps: BTreeSet<&crate::id::AppId>| apps.into_iter().map(ToString::to_string).collect();
+            let gained = texts(new.apps.difference(&old.apps).collect());
+            let lost = texts(old.apps.difference(&new.apps).collect());
+            meaning::of_apps(&gained, &lost, after.policies_of(&new.name))
+        }
+        (old, new) => match (old, new) {
+            (Some(Object::Operator(_)), _) | (_, Some(Object::Operator(_))) => {
+                meaning::of_operator(old.and_then(Object::as_operator), new.and_then(Object::as_operator))
+            }
+            (Some(Object::Issuer(_)), _) | (_, Some(Object::Issuer(_))) => {
+                meaning::of_issuer(old.and_then(Object::as_issuer), new.and_then(Object::as_issuer), after)
+            }
+            (Some(Object::Ceiling(_)), _) | (_, Some(Object::Ceiling(_))) => {
+                let (old, new) = (old.and_then(Object::as_ceiling), new.and_then(Object::as_ceiling));
+                meaning::of_ceiling(old, new, state, after)
+            }
+            _ => Vec::new(),
+        },
+    }
+}
+
+/// The ceiling under which a step takes two operators. Where there is one at all, so do changes of those who could get
+/// around it: ceilings, operators and issuers.
+fn approval(step: &Step, before: Option<&Object>, object: Option<&Object>, state: &State) -> Option<CeilingName> {
+    let of_group = |group: &AppGroupName| state.bounds_of(group).find_map(|bounds| bounds.requires_approval());
+    match &step.object {
+        ObjectName::Policy(_) => step.authored_groups.iter().find_map(of_group).cloned(),
+        ObjectName::AppGroup(name) => of_group(name).cloned(),
+        ObjectName::Account(name) => {
+            let groups = state.app_groups().values().filter(|group| group.account == *name);
+            groups.map(|group| &group.name).find_map(of_group).cloned()
+        }
+        ObjectName::Operator(_) | ObjectName::Issuer(_) | ObjectName::Ceiling(_) => {
+            debug_assert!(before.is_some() || object.is_some(), "a step is about something");
+            let mut asking = state.ceilings().values().filter(|ceiling| ceiling.require_approval && !ceiling.shadow);
+            asking.next().map(|ceiling| ceiling.name.clone())
+        }
     }
 }
 
@@ -154,22 +231,30 @@ fn standing_revocation(name: &ObjectName, state: &State) -> Option<String> {
     let target = match name {
         ObjectName::AppGroup(name) => Target::AppGroup(name.clone()),
         ObjectName::Policy(name) => Target::Policy(name.clone()),
-        ObjectName::Account(_) | ObjectName::Operator(_) => return None,
+        ObjectName::Account(name) => Target::Account(name.clone()),
+        ObjectName::Issuer(name) => Target::Issuer(name.clone()),
+        ObjectName::Operator(_) | ObjectName::Ceiling(_) => return None,
     };
     state.is_revoked(&target).then(|| "revoked, stays revoked".to_owned())
 }
 
 fn differences(before: &Object, after: &Object) -> Vec<String> {
-    let fields = |object: &Object| match object {
-        Object::Account(it) => json(it),
-        Object::AppGroup(it) => json(it),
-        Object::Policy(it) => json(it.as_ref()),
-        Object::Operator(it) => json(it),
+    let fields = |object: &Object| -> BTreeMap<String, serde_json::Value> {
+        // As documents name and write them.
+        let document = serde_json::to_value(Document::of_objects([object])).unwrap_or_default();
+        let lists = document.as_object().into_iter().flat_map(|lists| lists.values());
+        let first = lists.filter_map(serde_json::Value::as_array).find_map(|list| list.first());
+        first
+            .and_then(serde_json::Value::as_object)
+            .into_iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
     };
     let (before, after) = (fields(before), fields(after));
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let value = |fields: &BTreeMap<String, serde_json::Value>, name: &String| {
-        fields.get(name).map_or_else(|| "(none)".to_owned(), ToString::to_string)
+        fields.get(name).map_or_else(|| "(none)".to_owned(), |value| shape::shown(name, value))
     };
     names
         .into_iter()
@@ -178,122 +263,12 @@ fn differences(before: &Object, after: &Object) -> Vec<String> {
         .collect()
 }
 
-fn json(object: &impl Serialize) -> BTreeMap<String, serde_json::Value> {
-    match serde_json::to_value(object) {
-        Ok(serde_json::Value::Object(fields)) => fields.into_iter().collect(),
-        _ => BTreeMap::new(),
-    }
-}
-
 fn every_name(state: &State) -> impl Iterator<Item = ObjectName> {
     let accounts = state.accounts().keys().cloned().map(ObjectName::Account);
     let groups = state.app_groups().keys().cloned().map(ObjectName::AppGroup);
     let policies = state.policies().keys().cloned().map(ObjectName::Policy);
     let operators = state.operators().keys().cloned().map(ObjectName::Operator);
-    accounts.chain(groups).chain(policies).chain(operators)
-}
-
-/// What would be there after the change, as far as references go.
-struct Outcome<'a> {
-    accounts: BTreeSet<AccountName>,
-    groups: BTreeMap<AppGroupName, AccountName>,
-    policies: BTreeMap<AppGroupName, usize>,
-    has_administrator: bool,
-    state: &'a State,
-    removed: &'a [ObjectName],
-}
-
-impl<'a> Outcome<'a> {
-    fn of(put: &[Object], removed: &'a [ObjectName], state: &'a State) -> Self {
-        let mut after = state.clone();
-        // A fold on a copy, so that what is checked is what will be.
-        after.preview(put, removed);
-        let mut policies = BTreeMap::new();
-        for policy in after.policies().values() {
-            *policies.entry(policy.app_group.clone()).or_insert(0) += 1;
-        }
-        Self {
-            accounts: after.accounts().keys().cloned().collect(),
-            groups: after.app_groups().values().map(|group| (group.name.clone(), group.account.clone())).collect(),
-            policies,
-            has_administrator: after.has_administrator_beside(None),
-            state,
-            removed,
-        }
-    }
-
-    fn violations(&self, desired: &Desired) -> Vec<Violation> {
-        let mut out = Vec::new();
-        let mut refuse = |path: String, message: String| out.push(Violation { path, message });
-        for (at, group) in desired.app_groups.iter().enumerate() {
-            if !self.accounts.contains(&group.account) {
-                refuse(format!("app_groups[{at}].account"), unknown("account", group.account.as_str()));
-            }
-            let moved = self.state.app_groups().get(&group.name).is_some_and(|before| before.account != group.account);
-            if moved && !self.state.keys_of(&group.name).is_empty() {
-                refuse(
-                    format!("app_groups[{at}].account"),
-                    "the group has keys of its present account; make a group of another name".to_owned(),
-                );
-            }
-        }
-        for (at, account) in desired.accounts.iter().enumerate() {
-            let before = self.state.accounts().get(&account.name);
-            let has_keys = self.state.keys().values().any(|key| key.account == account.name);
-            if has_keys && before.is_some_and(|before| before.issuer_id != account.issuer_id) {
-                refuse(
-                    format!("accounts[{at}].issuer_id"),
-                    "the account has keys, which Apple issued under its present Issuer ID; make an account of another name".to_owned(),
-                );
-            }
-        }
-        for (at, policy) in desired.policies.iter().enumerate() {
-            if !self.groups.contains_key(&policy.app_group) {
-                refuse(format!("policies[{at}].app_group"), unknown("app group", policy.app_group.as_str()));
-            }
-            let count = self.policies.get(&policy.app_group).copied().unwrap_or_default();
-            if count > MOST_PER_APP_GROUP {
-                refuse(
-                    format!("policies[{at}].app_group"),
-                    format!(
-                        "`{}` would have {count} policies; at most {MOST_PER_APP_GROUP} for one app group",
-                        policy.app_group
-                    ),
-                );
-            }
-        }
-        for (at, operator) in desired.operators.iter().enumerate() {
-            for (nth, group) in operator.app_groups.iter().enumerate() {
-                if !self.groups.contains_key(group) {
-                    refuse(format!("operators[{at}].app_groups[{nth}]"), unknown("app group", group.as_str()));
-                }
-            }
-        }
-        // INVARIANT (INV-PLAN-1): removing asks of what stays.
-        for name in self.removed {
-            let used = match name {
-                ObjectName::Account(name) => {
-                    self.groups.values().any(|account| account == name)
-                        || self.state.keys().values().any(|key| key.account == *name)
-                }
-                ObjectName::AppGroup(name) => self.policies.contains_key(name) || !self.state.keys_of(name).is_empty(),
-                ObjectName::Policy(_) | ObjectName::Operator(_) => false,
-            };
-            if used {
-                refuse(name.to_string(), "is still used by policies, groups or keys; it can't be removed".to_owned());
-            }
-        }
-        // INVARIANT (INV-PLAN-2)
-        if !self.has_administrator {
-            refuse(
-                "operators".to_owned(),
-                "nobody who is not revoked would be left with the power `administer`".to_owned(),
-            );
-        }
-        out
-    }
-}
-
-fn unknown(kind: &str, name: &str) -> String {
-    format!("there is no {kind} `{name}`, neither in the document nor in the vault")
+    let issuers = state.issuers().keys().cloned().map(ObjectName::Issuer);
+    let ceilings = state.ceilings().keys().cloned().map(ObjectName::Ceiling);
+    accounts.chain(groups).chain(policies).chain(operators).chain(issuers).chain(ceilings)
 }

@@ -1,12 +1,18 @@
 //! A policy: which clients may have tokens for which app group, with which limits.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
+use super::feature::{self, Access, FeatureGrant};
+use super::hours::Hours;
 use super::operation::{Operation, OperationTemplate};
 use super::pattern::ClientPattern;
+use super::principal::Principal;
+use super::quota::Quota;
 use super::role::RoleSet;
 use crate::clock::UnixMillis;
-use crate::id::{AppGroupName, PolicyName};
+use crate::id::{AppGroupName, AppId, PolicyName};
 
 /// Most policies for one app group: what one decision has to look at.
 pub const MOST_PER_APP_GROUP: usize = 100;
@@ -42,23 +48,57 @@ pub struct Policy {
     /// The moment from which it grants nothing; no token outlives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after: Option<UnixMillis>,
+    /// What it is for, in features; empty for no such limit. What is only read becomes a limit of scopes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<FeatureGrant>,
+    /// How many tokens one client gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
+    /// The hours at which it grants something; no token outlives them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hours: Option<Hours>,
+    /// Names in certificates, one of which must come with a caller's bearer token; empty for no such limit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub require_mtls: Vec<ClientPattern>,
+    /// Whether it grants only while an operator holds it open.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub break_glass: bool,
+    /// Whether it grants nothing, and only counts what it would refuse of what others grant.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub shadow: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Policy {
-    /// Whether a token under this policy must have a scope: listed operations can be enforced in no other way.
+    /// Whether the caller is one of its clients.
+    pub fn names(&self, principal: &Principal) -> bool {
+        self.clients.iter().any(|pattern| pattern.matches(principal))
+    }
+
+    /// Whether a token under this policy must have a scope: a limit to reads can be enforced in no other way. A feature
+    /// that writes makes room for tokens without one, as a scope takes no writes.
     pub fn needs_scope(&self) -> bool {
-        self.require_scope || !self.operations.is_empty()
+        self.require_scope || !self.operations.is_empty() || (!self.features.is_empty() && !self.writes())
+    }
+
+    /// Whether a feature of it writes.
+    pub fn writes(&self) -> bool {
+        self.features.iter().any(|grant| grant.access == Access::Write)
     }
 
     /// The first entry of the scope that the policy does not grant.
-    pub fn refused_entry<'a>(
-        &self,
-        scope: &'a [Operation],
-        apps: &std::collections::BTreeSet<crate::id::AppId>,
-    ) -> Option<&'a Operation> {
-        if self.operations.is_empty() {
+    pub fn refused_entry<'a>(&self, scope: &'a [Operation], apps: &BTreeSet<AppId>) -> Option<&'a Operation> {
+        if self.operations.is_empty() && self.features.is_empty() {
             return None;
         }
-        scope.iter().find(|entry| !self.operations.iter().any(|template| template.grants(entry, apps)))
+        let by_operation = |entry: &Operation| self.operations.iter().any(|template| template.grants(entry, apps));
+        // A feature is granted for the group: a read that names an app names one of the group's.
+        let by_feature =
+            |entry: &Operation| feature::is_granted(&self.features, entry) && !entry.names_other_apps(apps);
+        scope.iter().find(|entry| !by_operation(entry) && !by_feature(entry))
     }
 }

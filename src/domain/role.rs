@@ -67,6 +67,18 @@ impl RoleSet {
         self.0 & !other.0 == 0
     }
 
+    /// The roles of either set.
+    #[must_use]
+    pub fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The roles of this set that are not in the other.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// How many roles there are.
     pub fn len(self) -> u32 {
         self.0.count_ones()

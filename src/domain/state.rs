@@ -4,26 +4,36 @@
 //! - `INV-STATE-1`: a record is folded only at the revision after the state's own; nothing is skipped.
 //! - P6: a revoked key never leaves [`KeyState::Revoked`], and its id is never taken again.
 
+mod index;
 mod questions;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::account::Account;
 use super::app_group::AppGroup;
+use super::ceiling::Ceiling;
 use super::change::{AuditPosition, Change, Object, ObjectName, PrunedRows, Record};
+use super::issuer::Issuer;
 use super::key::{Key, KeyState, Stamp};
 use super::operator::Operator;
 use super::policy::Policy;
+use super::proposal::{self, Proposal};
 use super::target::Target;
 use crate::id::{
-    AccountName, AppGroupName, Chain, DecisionId, Head, KeyId, OperatorName, PolicyName, Revision, VaultId, WriterId,
+    AccountName, AppGroupName, CeilingName, Chain, DecisionId, Head, IssuerName, KeyId, OperatorName, PolicyName,
+    ProposalId, Revision, VaultId, WriterId,
 };
+pub use index::GroupPolicies;
+use index::Index;
 
 /// How long after its death, by the log's own time, a revoked token is remembered, in seconds.
 const FORGET_AFTER_S: i64 = 3600;
+
+/// Most moves that are remembered, to say what came between.
+const MOST_MOVES: usize = 100;
 
 /// Why a record can't follow this state: the log is damaged, or newer than this program.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -96,6 +106,30 @@ pub struct AcceptedHistory {
     pub stamp: Stamp,
 }
 
+/// One change of what plans rest on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// The revision that it made.
+    pub revision: Revision,
+    /// Who, and when.
+    pub stamp: Stamp,
+    /// What happened.
+    pub what: String,
+}
+
+/// A break-glass policy that is held open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Opened {
+    /// When it closes by itself, in Unix seconds.
+    pub until: i64,
+    /// Who opened it, and when.
+    pub stamp: Stamp,
+    /// Why.
+    pub reason: String,
+}
+
 /// Everything the control plane says, as of one revision.
 #[derive(Debug, Clone, Default)]
 pub struct State {
@@ -105,7 +139,9 @@ pub struct State {
     revocations: HashMap<Target, Arc<Revocation>>,
     /// When revoked tokens die, in Unix seconds, with the revision that revoked each.
     deaths: BTreeSet<(i64, Revision)>,
-    policies_by_group: HashMap<AppGroupName, Vec<Arc<Policy>>>,
+    /// Of the revocations, policies whose stands: asked for each policy of a decision.
+    revoked_policies: BTreeSet<PolicyName>,
+    index: Index,
     keys_by_group: HashMap<AppGroupName, Vec<Arc<Key>>>,
 }
 
@@ -115,8 +151,12 @@ pub struct State {
 pub struct Snapshot {
     vault: Option<VaultId>,
     accounts: BTreeMap<AccountName, Account>,
-    app_groups: BTreeMap<AppGroupName, Arc<AppGroup>>,
-    policies: BTreeMap<PolicyName, Arc<Policy>>,
+    app_groups: Arc<BTreeMap<AppGroupName, Arc<AppGroup>>>,
+    policies: Arc<BTreeMap<PolicyName, Arc<Policy>>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    issuers: BTreeMap<IssuerName, Arc<Issuer>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    ceilings: BTreeMap<CeilingName, Arc<Ceiling>>,
     operators: BTreeMap<OperatorName, Arc<Operator>>,
     keys: BTreeMap<KeyId, Arc<Key>>,
     /// By the newest revision that revoked: no two share one.
@@ -129,6 +169,13 @@ pub struct Snapshot {
     checkpoint: Revision,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     accepted: Vec<AcceptedHistory>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    break_glass: BTreeMap<PolicyName, Opened>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    proposals: BTreeMap<ProposalId, Arc<Proposal>>,
+    /// The newest changes of what plans rest on.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    moves: VecDeque<Move>,
 }
 
 impl State {
@@ -138,8 +185,11 @@ impl State {
         for revocation in state.data.revocations.values() {
             state.revocations.insert(revocation.target.clone(), Arc::clone(revocation));
             state.deaths.extend(revocation.dies_at.map(|dies_at| (dies_at, revocation.revision)));
+            if let (Target::Policy(name), false) = (&revocation.target, revocation.lifted) {
+                state.revoked_policies.insert(name.clone());
+            }
         }
-        state.index_policies();
+        state.index = Index::of(&state.data);
         state.index_keys();
         state
     }
@@ -155,6 +205,7 @@ impl State {
         }
         self.forget_dead_tokens(record.at.seconds());
         self.apply(record)?;
+        self.remember_move(record);
         self.know_row(&record.audit);
         self.head = Head { revision: record.revision, chain };
         Ok(())
@@ -179,6 +230,25 @@ impl State {
                 self.add_writer(writer, replica);
             }
             Change::DocumentApplied { put, removed } => self.apply_document(put, removed),
+            Change::ChangeProposed { proposal } => {
+                // One that nobody looked at in time goes, so that the state does not grow.
+                let oldest = record.at.seconds().saturating_sub(proposal::LIVES_S);
+                self.data.proposals.retain(|_, known| known.stamp.at.seconds() > oldest);
+                self.data.proposals.insert(proposal.id.clone(), Arc::new((**proposal).clone()));
+            }
+            Change::ProposalApproved { id } => {
+                let proposal = self.data.proposals.remove(id);
+                let unknown = || FoldError::Unknown { at: record.revision, what: format!("proposal {id}") };
+                let proposal = proposal.ok_or_else(unknown)?;
+                // INVARIANT (INV-PROPOSAL-1): what was reviewed, to the letter.
+                self.apply_document(&proposal.put, &proposal.removed);
+            }
+            Change::ProposalClosed { id, .. } => drop(self.data.proposals.remove(id)),
+            Change::BreakGlassOpened { policy, until, reason } => {
+                let opened = Opened { until: *until, stamp: stamp(), reason: reason.clone() };
+                self.data.break_glass.insert(policy.clone(), opened);
+            }
+            Change::BreakGlassClosed { policy, .. } => drop(self.data.break_glass.remove(policy)),
             Change::KeyImported { key } => {
                 let key = Key { imported_revision: record.revision, ..(**key).clone() };
                 self.data.keys.insert(key.id.clone(), Arc::new(key));
@@ -262,31 +332,96 @@ impl State {
     }
 
     fn apply_document(&mut self, put: &[Object], removed: &[ObjectName]) {
+        let replaced = self.replaced_policies(put, removed);
         for object in put {
             match object {
                 Object::Account(account) => {
                     self.data.accounts.insert(account.name.clone(), account.clone());
                 }
                 Object::AppGroup(group) => {
-                    self.data.app_groups.insert(group.name.clone(), Arc::new(group.clone()));
+                    Arc::make_mut(&mut self.data.app_groups).insert(group.name.clone(), Arc::new(group.clone()));
                 }
                 Object::Policy(policy) => {
-                    self.data.policies.insert(policy.name.clone(), Arc::clone(policy));
+                    // A policy that says something else was not opened by anybody.
+                    self.data.break_glass.remove(&policy.name);
+                    Arc::make_mut(&mut self.data.policies).insert(policy.name.clone(), Arc::clone(policy));
                 }
                 Object::Operator(operator) => {
                     self.data.operators.insert(operator.name.clone(), Arc::new(operator.clone()));
+                }
+                Object::Issuer(issuer) => {
+                    self.data.issuers.insert(issuer.name.clone(), Arc::clone(issuer));
+                }
+                Object::Ceiling(ceiling) => {
+                    self.data.ceilings.insert(ceiling.name.clone(), Arc::clone(ceiling));
                 }
             }
         }
         for name in removed {
             match name {
                 ObjectName::Account(name) => drop(self.data.accounts.remove(name)),
-                ObjectName::AppGroup(name) => drop(self.data.app_groups.remove(name)),
-                ObjectName::Policy(name) => drop(self.data.policies.remove(name)),
+                ObjectName::AppGroup(name) => drop(Arc::make_mut(&mut self.data.app_groups).remove(name)),
+                ObjectName::Policy(name) => {
+                    self.data.break_glass.remove(name);
+                    Arc::make_mut(&mut self.data.policies).remove(name);
+                }
                 ObjectName::Operator(name) => drop(self.data.operators.remove(name)),
+                ObjectName::Issuer(name) => drop(self.data.issuers.remove(name)),
+                ObjectName::Ceiling(name) => drop(self.data.ceilings.remove(name)),
             }
         }
-        self.index_policies();
+        self.index.apply(&self.data, put, removed, &replaced);
+    }
+
+    /// Policies as they were before a change of documents.
+    fn replaced_policies(&self, put: &[Object], removed: &[ObjectName]) -> Vec<Arc<Policy>> {
+        let put =
+            put.iter().filter_map(|object| if let Object::Policy(policy) = object { Some(&policy.name) } else { None });
+        let removed =
+            removed.iter().filter_map(|name| if let ObjectName::Policy(name) = name { Some(name) } else { None });
+        put.chain(removed).filter_map(|name| self.data.policies.get(name)).cloned().collect()
+    }
+
+    /// Remembers a change of what plans rest on: documents, keys, revocations. A writer that starts, a checkpoint or a
+    /// pruned audit moves nothing.
+    fn remember_move(&mut self, record: &Record) {
+        let moves = match &record.change {
+            Change::VaultInitialised { .. }
+            | Change::DocumentApplied { .. }
+            | Change::ProposalApproved { .. }
+            | Change::BreakGlassOpened { .. }
+            | Change::BreakGlassClosed { .. }
+            | Change::KeyImported { .. }
+            | Change::KeySuspended { .. }
+            | Change::KeyResumed { .. }
+            | Change::Reinstated { .. } => true,
+            Change::Revoked { target, .. } => !matches!(target, Target::Token(_)),
+            Change::WriterStarted { .. }
+            | Change::ChangeProposed { .. }
+            | Change::ProposalClosed { .. }
+            | Change::KeyConfirmedAtApple { .. }
+            | Change::VaultSealed { .. }
+            | Change::VaultUnsealed
+            | Change::UnsealKeyReplaced { .. }
+            | Change::RootKeyRotated { .. }
+            | Change::AuditPruned { .. }
+            | Change::HistoryAccepted { .. }
+            | Change::Checkpoint { .. } => false,
+        };
+        if !moves {
+            return;
+        }
+        if self.data.moves.len() >= MOST_MOVES {
+            self.data.moves.pop_front();
+        }
+        let (key, what) = record.change.summary();
+        let key = key.map(|id| format!(" {id}")).unwrap_or_default();
+        let mut what = format!("{}{key}: {what}", record.change.event());
+        if what.len() > 500 {
+            what = what.chars().take(500).chain("…".chars()).collect();
+        }
+        let stamp = Stamp { by: record.actor.name.clone(), at: record.at };
+        self.data.moves.push_back(Move { revision: record.revision, stamp, what });
     }
 
     fn change_key(&mut self, id: &KeyId, at: Revision, change: impl FnOnce(&mut Key)) -> Result<(), FoldError> {
@@ -303,6 +438,13 @@ impl State {
     }
 
     fn put_revocation(&mut self, revocation: Revocation) {
+        if let Target::Policy(name) = &revocation.target {
+            if revocation.lifted {
+                self.revoked_policies.remove(name);
+            } else {
+                self.revoked_policies.insert(name.clone());
+            }
+        }
         let revocation = Arc::new(revocation);
         if let Some(earlier) = self.revocations.insert(revocation.target.clone(), Arc::clone(&revocation)) {
             self.data.revocations.remove(&earlier.revision);
@@ -320,13 +462,6 @@ impl State {
             if let Some(dead) = self.data.revocations.remove(&revision) {
                 self.revocations.remove(&dead.target);
             }
-        }
-    }
-
-    fn index_policies(&mut self) {
-        self.policies_by_group.clear();
-        for policy in self.data.policies.values() {
-            self.policies_by_group.entry(policy.app_group.clone()).or_default().push(Arc::clone(policy));
         }
     }
 

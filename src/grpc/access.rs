@@ -5,7 +5,7 @@ use crate::domain::operator::Power;
 /// Who may call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
-    /// Every client with an accepted certificate: policy decides.
+    /// Every caller with an accepted certificate or bearer token: policy decides.
     Client,
     /// Operators with the power.
     Power(Power),
@@ -86,15 +86,30 @@ pub const TABLE: &[Access] = &[
     change("/p8broker.v1.KeyService/RevokeKey", Who::Power(Power::Revoke)),
     change("/p8broker.v1.KeyService/SuspendKey", Who::Power(Power::Custody)),
     change("/p8broker.v1.PolicyService/Apply", Who::Either(Power::Administer, Power::AuthorPolicies)),
+    change("/p8broker.v1.PolicyService/ApproveProposal", Who::Either(Power::Administer, Power::AuthorPolicies)),
+    change("/p8broker.v1.PolicyService/CloseBreakGlass", Who::AnyPower),
+    change("/p8broker.v1.PolicyService/CloseProposal", Who::Either(Power::Administer, Power::AuthorPolicies)),
+    read("/p8broker.v1.PolicyService/Explain", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/Export", Who::AnyPower),
     read("/p8broker.v1.PolicyService/GetAccount", Who::AnyPower),
     read("/p8broker.v1.PolicyService/GetAppGroup", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/GetCeiling", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/GetIssuer", Who::AnyPower),
     read("/p8broker.v1.PolicyService/GetOperator", Who::AnyPower),
     read("/p8broker.v1.PolicyService/GetPolicy", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/GetProposal", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/ListAccess", Who::AnyPower),
     read("/p8broker.v1.PolicyService/ListAccounts", Who::AnyPower),
     read("/p8broker.v1.PolicyService/ListAppGroups", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/ListCeilings", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/ListIssuers", Who::AnyPower),
     read("/p8broker.v1.PolicyService/ListOperators", Who::AnyPower),
     read("/p8broker.v1.PolicyService/ListPolicies", Who::AnyPower),
+    read("/p8broker.v1.PolicyService/ListProposals", Who::AnyPower),
+    change("/p8broker.v1.PolicyService/OpenBreakGlass", Who::Either(Power::Administer, Power::AuthorPolicies)),
     read("/p8broker.v1.PolicyService/Plan", Who::Either(Power::Administer, Power::AuthorPolicies)),
+    change("/p8broker.v1.PolicyService/Propose", Who::Either(Power::Administer, Power::AuthorPolicies)),
+    read("/p8broker.v1.PolicyService/ReportShadows", Who::AnyPower),
     read("/p8broker.v1.RevocationService/Exposure", Who::Power(Power::Revoke)),
     change("/p8broker.v1.RevocationService/Reinstate", Who::Power(Power::Administer)),
     change("/p8broker.v1.RevocationService/Revoke", Who::Power(Power::Revoke)),

@@ -8,15 +8,10 @@ use tonic::Status;
 use super::proto;
 use super::status::invalid;
 use crate::clock::UnixMillis;
-use crate::domain::account::Account;
-use crate::domain::app_group::AppGroup;
-use crate::domain::document::{AccountText, AppGroupText, ClientText, Document, OperatorText, PolicyText, Violation};
+use crate::domain::document::Violation;
 use crate::domain::enforcement::{EnforcedBy, Enforcement};
 use crate::domain::key::{AppAccess, Key, KeyKind, KeyState, Stamp};
-use crate::domain::operator::{Operator, Power};
-use crate::domain::pattern::ClientPattern;
 use crate::domain::plan::{Action, Step};
-use crate::domain::policy::Policy;
 use crate::domain::role::{Role, RoleSet};
 use crate::domain::target::Target;
 use crate::id::{IdError, shown};
@@ -155,24 +150,16 @@ pub(super) fn millis_in(at: &Timestamp) -> UnixMillis {
     UnixMillis(at.seconds.saturating_mul(1000).saturating_add(i64::from(at.nanos.div_euclid(1_000_000))))
 }
 
-fn role_in(role: proto::Role) -> Option<Role> {
+pub(super) fn role_in(role: proto::Role) -> Option<Role> {
     Role::parse(role.as_str_name().strip_prefix("ROLE_")?)
 }
 
-fn role_out(role: Role) -> i32 {
+pub(super) fn role_out(role: Role) -> i32 {
     proto::Role::from_str_name(&format!("ROLE_{role}")).unwrap_or_default().into()
 }
 
 fn roles_out(roles: RoleSet) -> Vec<i32> {
     roles.iter().map(role_out).collect()
-}
-
-fn power_in(power: proto::Power) -> Option<Power> {
-    Power::parse(&power.as_str_name().strip_prefix("POWER_")?.to_ascii_lowercase())
-}
-
-fn power_out(power: Power) -> i32 {
-    proto::Power::from_str_name(&format!("POWER_{}", power.as_str().to_ascii_uppercase())).unwrap_or_default().into()
 }
 
 pub(super) fn enforcement_out(entry: Enforcement) -> proto::Enforcement {
@@ -186,7 +173,7 @@ pub(super) fn enforcement_out(entry: Enforcement) -> proto::Enforcement {
     proto::Enforcement { limit: entry.limit.to_owned(), enforced_by: by.into(), explanation: entry.explanation }
 }
 
-fn stamp_out(stamp: &Stamp) -> proto::Stamp {
+pub(super) fn stamp_out(stamp: &Stamp) -> proto::Stamp {
     proto::Stamp { by: stamp.by.clone(), at: Some(millis_out(stamp.at)) }
 }
 
@@ -225,53 +212,6 @@ pub(super) fn key_out(key: &Key) -> proto::Key {
     }
 }
 
-fn patterns_out(patterns: &[ClientPattern]) -> Vec<proto::ClientPattern> {
-    let one = |pattern: &ClientPattern| {
-        let pattern = match pattern.parts() {
-            ("dns", name) => proto::client_pattern::Pattern::Dns(name.to_owned()),
-            (_, id) => proto::client_pattern::Pattern::Spiffe(id.to_owned()),
-        };
-        proto::ClientPattern { pattern: Some(pattern) }
-    };
-    patterns.iter().map(one).collect()
-}
-
-pub(super) fn account_out(account: &Account) -> proto::Account {
-    proto::Account { name: account.name.to_string(), issuer_id: account.issuer_id.to_string() }
-}
-
-pub(super) fn app_group_out(group: &AppGroup) -> proto::AppGroup {
-    proto::AppGroup {
-        name: group.name.to_string(),
-        account: group.account.to_string(),
-        apps: group.apps.iter().map(ToString::to_string).collect(),
-    }
-}
-
-pub(super) fn policy_out(policy: &Policy) -> proto::Policy {
-    proto::Policy {
-        name: policy.name.to_string(),
-        clients: patterns_out(&policy.clients),
-        app_group: policy.app_group.to_string(),
-        roles: roles_out(policy.roles),
-        max_ttl: Some(seconds_out(policy.max_ttl_s)),
-        default_ttl: Some(seconds_out(policy.default_ttl_s)),
-        operations: policy.operations.iter().map(ToString::to_string).collect(),
-        require_scope: policy.require_scope,
-        not_before: policy.not_before.map(millis_out),
-        not_after: policy.not_after.map(millis_out),
-    }
-}
-
-pub(super) fn operator_out(operator: &Operator) -> proto::Operator {
-    proto::Operator {
-        name: operator.name.to_string(),
-        clients: patterns_out(&operator.clients),
-        powers: operator.powers.iter().copied().map(power_out).collect(),
-        app_groups: operator.app_groups.iter().map(ToString::to_string).collect(),
-    }
-}
-
 pub(super) fn step_out(step: Step) -> proto::PlanStep {
     let action = match step.action {
         Action::Create => proto::Action::Create,
@@ -286,65 +226,10 @@ pub(super) fn step_out(step: Step) -> proto::PlanStep {
         name: name.to_owned(),
         changes: step.changes,
         note: step.note.unwrap_or_default(),
+        means: step.means,
+        enforced_by: step.enforced_by.into_iter().map(enforcement_out).collect(),
+        approval_by_ceiling: step.approval.map(|name| name.to_string()).unwrap_or_default(),
     }
-}
-
-/// A document as it was sent; numbers that are no role or power become text that no check lets pass.
-pub(super) fn document_in(document: proto::Document) -> Document {
-    let names = |numbers: Vec<i32>, name: fn(i32) -> Option<String>| {
-        numbers.into_iter().map(|number| name(number).unwrap_or_else(|| number.to_string())).collect()
-    };
-    let roles = |numbers| {
-        names(numbers, |number| proto::Role::try_from(number).ok().and_then(role_in).map(|role| role.to_string()))
-    };
-    let powers = |numbers| {
-        names(numbers, |number| {
-            proto::Power::try_from(number).ok().and_then(power_in).map(|power| power.as_str().to_owned())
-        })
-    };
-    let duration = |duration: Duration| if duration.nanos == 0 { duration.seconds } else { -1 };
-    Document {
-        accounts: document
-            .accounts
-            .into_iter()
-            .map(|it| AccountText { name: it.name, issuer_id: it.issuer_id })
-            .collect(),
-        app_groups: (document.app_groups.into_iter())
-            .map(|it| AppGroupText { name: it.name, account: it.account, apps: it.apps })
-            .collect(),
-        policies: (document.policies.into_iter())
-            .map(|it| PolicyText {
-                name: it.name,
-                clients: patterns_in(it.clients),
-                app_group: it.app_group,
-                roles: roles(it.roles),
-                max_ttl_s: it.max_ttl.map(duration),
-                default_ttl_s: it.default_ttl.map(duration),
-                operations: it.operations,
-                require_scope: it.require_scope,
-                not_before: it.not_before.as_ref().map(millis_in),
-                not_after: it.not_after.as_ref().map(millis_in),
-            })
-            .collect(),
-        operators: (document.operators.into_iter())
-            .map(|it| OperatorText {
-                name: it.name,
-                clients: patterns_in(it.clients),
-                powers: powers(it.powers),
-                app_groups: it.app_groups,
-            })
-            .collect(),
-    }
-}
-
-fn patterns_in(patterns: Vec<proto::ClientPattern>) -> Vec<ClientText> {
-    use proto::client_pattern::Pattern;
-    let one = |pattern: proto::ClientPattern| match pattern.pattern {
-        Some(Pattern::Spiffe(text)) => ClientText::Spiffe(text),
-        Some(Pattern::Dns(text)) => ClientText::Dns(text),
-        None => ClientText::Missing,
-    };
-    patterns.into_iter().map(one).collect()
 }
 
 /// One page of things that are listed by name: those after the token, and the token of the next page.

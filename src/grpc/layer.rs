@@ -1,7 +1,8 @@
 //! What happens to every request before a service sees it.
 //!
 //! Steps: find the RPC's row; authenticate the connection anew, as its certificate may have lapsed since the last
-//! request; count it against the caller's limit; check the row's power on the newest state. Refusals of an authenticated
+//! request, and the bearer token where there is one, which then names the caller; count it against the caller's limit;
+//! check the row's power on the newest state. The token goes no further than this. Refusals of an authenticated
 //! caller are audited; those of a peer without an identity are only counted. The use cases check powers once more on the
 //! state they change.
 
@@ -11,19 +12,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use http::{Request, Response};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Request, Response};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::{Layer, Service};
+use zeroize::Zeroizing;
 
 use super::access::{self, Access, Audited, Limit, Who};
 use super::status::rate_limited;
 use crate::broker::{Broker, BrokerError, Caller, Phase};
 use crate::domain::operator::Power;
+use crate::domain::principal::Principal;
 use crate::domain::state::State;
 use crate::id::ClientId;
 use crate::identity::mtls::Peer;
+use crate::identity::oidc::{BearerError, Verifier};
 
 /// How many requests a second one caller may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,15 +45,17 @@ pub struct Gate(Arc<Inner>);
 
 struct Inner {
     broker: Arc<Broker>,
+    verifier: Arc<Verifier>,
     tokens: DefaultKeyedRateLimiter<ClientId>,
     admin: DefaultKeyedRateLimiter<ClientId>,
 }
 
 impl Gate {
     /// A gate before one broker.
-    pub fn new(broker: Arc<Broker>, limits: Limits) -> Self {
+    pub fn new(broker: Arc<Broker>, verifier: Arc<Verifier>, limits: Limits) -> Self {
         Self(Arc::new(Inner {
             broker,
+            verifier,
             tokens: RateLimiter::keyed(Quota::per_second(limits.tokens_per_second)),
             admin: RateLimiter::keyed(Quota::per_second(limits.admin_per_second)),
         }))
@@ -64,18 +71,39 @@ impl Gate {
 }
 
 impl Inner {
-    fn admit(&self, row: &Access, peer: Option<&Peer>) -> Result<Caller, Status> {
-        let peer = peer.ok_or_else(|| Status::unauthenticated("the connection has no client certificate"))?;
-        let caller = peer.caller().inspect_err(|error| {
+    /// Whom the certificate of the connection names.
+    fn certified(&self, peer: &Peer) -> Result<Caller, Status> {
+        Ok(peer.caller().inspect_err(|error| {
             // An unauthenticated peer never causes a row.
             self.broker.metrics().denials.with_label_values(&[error.reason()]).inc();
-        })?;
+        })?)
+    }
+
+    /// Whom a trusted issuer's token names. A certificate beside it is verified, too: policies may ask for it.
+    async fn vouched(&self, peer: &Peer, token: &str) -> Result<Caller, Status> {
+        let certificate = peer.certificate().map(|_| self.certified(peer)).transpose()?;
+        let open = self.broker.open()?;
+        let issuer_of = |url: &str| open.state().issuer_of(url).cloned();
+        let bearer = self.verifier.verify(token, issuer_of, peer.certificate()).await?;
+        let identity = match &certificate {
+            Some(caller) => format!("{}; {}", bearer.identity, caller.identity),
+            None => bearer.identity,
+        };
+        let principal = Principal {
+            client: bearer.client,
+            certificate: certificate.map(|caller| caller.principal.client),
+            vouched: Some(bearer.vouched),
+        };
+        Ok(Caller { principal, identity })
+    }
+
+    fn admit(&self, row: &Access, caller: Caller) -> Result<Caller, Status> {
         let limiter = match row.limit {
             Limit::Tokens => Some(&self.tokens),
             Limit::Admin => Some(&self.admin),
             Limit::None => None,
         };
-        if limiter.is_some_and(|limiter| limiter.check_key(&caller.client).is_err()) {
+        if limiter.is_some_and(|limiter| limiter.check_key(caller.client()).is_err()) {
             self.broker.metrics().denials.with_label_values(&["RATE_LIMITED"]).inc();
             return Err(rate_limited());
         }
@@ -102,7 +130,7 @@ impl Inner {
             Phase::NotInitialised | Phase::Sealed(_) | Phase::Refusing(_) => None,
         };
         let holds =
-            |power: Power| open.as_ref().is_some_and(|state| state.operator_with(&caller.client, power).is_some());
+            |power: Power| open.as_ref().is_some_and(|state| state.operator_with(&caller.principal, power).is_some());
         // What the vault's state is comes first: a sealed broker knows no operators.
         let is_open = || self.broker.open().map(|_| ());
         match row.who {
@@ -115,19 +143,19 @@ impl Inner {
             Who::Either(first, second) => is_open().and_then(|()| {
                 if holds(first) || holds(second) { Ok(()) } else { Err(BrokerError::LacksPower(second)) }
             }),
-            Who::AnyPower => is_open().and_then(|()| any_power(open.as_deref(), &caller.client)),
-            Who::Bootstrap if self.broker.is_bootstrap(&caller.client) => Ok(()),
+            Who::AnyPower => is_open().and_then(|()| any_power(open.as_deref(), &caller.principal)),
+            Who::Bootstrap if self.broker.is_bootstrap(caller.client()) => Ok(()),
             Who::Bootstrap => match open.as_deref() {
-                Some(state) => any_power(Some(state), &caller.client),
+                Some(state) => any_power(Some(state), &caller.principal),
                 None => Err(BrokerError::NotAnOperator),
             },
         }
     }
 }
 
-fn any_power(state: Option<&State>, client: &ClientId) -> Result<(), BrokerError> {
-    let revoked = state.is_some_and(|state| state.is_client_revoked(client));
-    let known = state.is_some_and(|state| state.operators_of(client).next().is_some());
+fn any_power(state: Option<&State>, principal: &Principal) -> Result<(), BrokerError> {
+    let revoked = state.is_some_and(|state| state.refuses(principal).is_some());
+    let known = state.is_some_and(|state| state.operators_of(principal).next().is_some());
     if known && !revoked { Ok(()) } else { Err(BrokerError::NotAnOperator) }
 }
 
@@ -166,29 +194,53 @@ where
             rpcs.with_label_values(&["unknown", "Unimplemented"]).inc();
             return refuse(Status::unimplemented("there is no such RPC"));
         };
-        let admitted = self.gate.admit(row, request.extensions().get::<Peer>());
-        match admitted {
-            Ok(caller) => {
-                request.extensions_mut().insert(caller.clone());
-                let answer = self.inner.call(request);
-                let gate = Arc::clone(&self.gate);
-                Box::pin(async move {
-                    let response = answer.await?;
-                    // A unary failure is known from the headers; a stream that began counts as answered.
-                    let status = Status::from_header_map(response.headers());
-                    let code = status.as_ref().map_or(Code::Ok, Status::code);
-                    if let Some(status) = status.filter(|_| row.audited != Audited::EveryDecision) {
-                        gate.record_refusal(row, &caller, &status);
-                    }
-                    rpcs.with_label_values(&[row.path, &format!("{code:?}")]).inc();
-                    Ok(response)
-                })
+        let (gate, peer) = (Arc::clone(&self.gate), request.extensions().get::<Peer>().cloned());
+        let Some(peer) = peer else { return refuse(Status::internal("the connection has no peer")) };
+        let token = bearer_of(request.headers_mut());
+        // The service that was asked whether it is ready is the one that is called.
+        let ready = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, ready);
+        Box::pin(async move {
+            let caller = match token {
+                Ok(None) => gate.certified(&peer),
+                Ok(Some(token)) => gate.vouched(&peer, &token).await,
+                Err(status) => Err(status),
+            };
+            let caller = match caller.and_then(|caller| gate.admit(row, caller)) {
+                Ok(caller) => caller,
+                Err(status) => {
+                    rpcs.with_label_values(&[row.path, &format!("{:?}", status.code())]).inc();
+                    return Ok(status.into_http());
+                }
+            };
+            request.extensions_mut().insert(caller.clone());
+            let response = inner.call(request).await?;
+            // A unary failure is known from the headers; a stream that began counts as answered.
+            let status = Status::from_header_map(response.headers());
+            let code = status.as_ref().map_or(Code::Ok, Status::code);
+            if let Some(status) = status.filter(|_| row.audited != Audited::EveryDecision) {
+                gate.record_refusal(row, &caller, &status);
             }
-            Err(status) => {
-                rpcs.with_label_values(&[row.path, &format!("{:?}", status.code())]).inc();
-                refuse(status)
-            }
-        }
+            rpcs.with_label_values(&[row.path, &format!("{code:?}")]).inc();
+            Ok(response)
+        })
+    }
+}
+
+/// Takes the bearer token out of the headers (RFC 6750, section 2.1), so that nothing behind this sees or logs it.
+fn bearer_of(headers: &mut HeaderMap) -> Result<Option<Zeroizing<String>>, Status> {
+    let mut all = headers.get_all(AUTHORIZATION).iter();
+    let (first, more) = (all.next(), all.next().is_some());
+    let token = first.map(|value| {
+        let text = value.to_str().ok()?;
+        let (scheme, token) = text.split_once(' ')?;
+        (scheme.eq_ignore_ascii_case("bearer") && !more).then(|| Zeroizing::new(token.trim().to_owned()))
+    });
+    headers.remove(AUTHORIZATION);
+    match token {
+        None => Ok(None),
+        Some(Some(token)) => Ok(Some(token)),
+        Some(None) => Err(BearerError::Malformed("authorization must be one `Bearer TOKEN`").into()),
     }
 }
 

@@ -3,6 +3,8 @@
 pub mod access;
 mod audit_service;
 mod convert;
+pub(crate) mod document;
+mod explain;
 mod key_service;
 pub mod layer;
 mod policy_service;
@@ -34,7 +36,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 const MOST_BYTES: usize = 1024 * 1024;
 
 /// Largest document.
-const MOST_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
+const MOST_DOCUMENT_BYTES: usize = 16 * 1024 * 1024;
 
 /// A service over the one broker.
 #[derive(Clone)]

@@ -10,12 +10,16 @@ use crate::broker::BrokerError;
 use crate::domain::decide::DenyReason;
 use crate::domain::document::Violation;
 use crate::identity::IdentityError;
+use crate::identity::oidc::BearerError;
 
 /// `ErrorInfo.domain` of every error.
 pub const DOMAIN: &str = "p8broker";
 
 /// When trying again may help.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// When an issuer's keys may be had again.
+const ISSUER_RETRY: Duration = Duration::from_secs(5);
 
 impl From<BrokerError> for Status {
     fn from(error: BrokerError) -> Self {
@@ -39,7 +43,24 @@ impl From<BrokerError> for Status {
             | BrokerError::NotRevoked(_)
             | BrokerError::KeyFile(_)
             | BrokerError::WrongMethod(_)
+            | BrokerError::NotBreakGlass(_)
+            | BrokerError::TooManyProposals(_)
             | BrokerError::NoRekey => Code::FailedPrecondition,
+            BrokerError::ApprovalRequired(ceiling) => {
+                let what = "propose the change; another operator with the same powers approves it";
+                details.add_precondition_failure_violation("APPROVAL", ceiling.to_string(), what);
+                Code::FailedPrecondition
+            }
+            BrokerError::PlanStale { planned_on, moved } => {
+                for what in moved {
+                    details.add_precondition_failure_violation("REVISION", planned_on.to_string(), what);
+                }
+                Code::FailedPrecondition
+            }
+            BrokerError::Advisory(limits) => {
+                add_violations(&mut details, limits);
+                Code::FailedPrecondition
+            }
             BrokerError::Sealed { .. } | BrokerError::Refusing(_) => Code::Unavailable,
             BrokerError::Denied { denial, decision_id } => {
                 let metadata = HashMap::from([("decision_id".to_owned(), decision_id.to_string())]);
@@ -49,6 +70,7 @@ impl From<BrokerError> for Status {
             BrokerError::LacksPower(_)
             | BrokerError::OutsideAppGroup(_)
             | BrokerError::NotAnOperator
+            | BrokerError::OwnProposal
             | BrokerError::ClientRevoked => Code::PermissionDenied,
             BrokerError::Invalid(violations) => {
                 add_violations(&mut details, violations);
@@ -85,6 +107,33 @@ impl From<BrokerError> for Status {
 impl From<IdentityError> for Status {
     fn from(error: IdentityError) -> Self {
         Self::with_error_details(Code::Unauthenticated, error.to_string(), details(error.reason()))
+    }
+}
+
+impl From<BearerError> for Status {
+    fn from(error: BearerError) -> Self {
+        let mut details = details(error.reason());
+        let code = match error {
+            // The only one that is not the caller's to mend.
+            BearerError::IssuerUnavailable => {
+                details.set_retry_info(Some(ISSUER_RETRY));
+                Code::Unavailable
+            }
+            BearerError::Malformed(_)
+            | BearerError::TooLarge
+            | BearerError::IssuerUnknown
+            | BearerError::Algorithm
+            | BearerError::KeyUnknown
+            | BearerError::Signature
+            | BearerError::Expired
+            | BearerError::NotYetValid
+            | BearerError::TooOld
+            | BearerError::Audience
+            | BearerError::Subject
+            | BearerError::Claims
+            | BearerError::Confirmation => Code::Unauthenticated,
+        };
+        Self::with_error_details(code, error.to_string(), details)
     }
 }
 

@@ -15,14 +15,15 @@ use crate::broker::{Issued, TokenAsk};
 use crate::domain::apple::{LONGEST_SCOPED_LIFETIME_S, MOST_SCOPE_BYTES, MOST_SCOPE_ENTRIES, SHORTEST_TTL_S};
 use crate::domain::decide::TokenRequest;
 use crate::domain::operation::Operation;
-use crate::id::{AppGroupName, ClientId, Revision, TokenId};
+use crate::domain::principal::Principal;
+use crate::id::{AppGroupName, Revision, TokenId};
 use crate::identity::mtls::Peer;
 
 #[tonic::async_trait]
 impl TokenService for Service {
     async fn issue_token(&self, request: Request<IssueTokenRequest>) -> Result<Response<IssueTokenResponse>, Status> {
         let caller = caller(&request)?;
-        let ask = ask(caller.client.clone(), &request.into_inner())?;
+        let ask = ask(caller.principal.clone(), &request.into_inner())?;
         let issued = self.0.issue(&caller, ask).await?;
         Ok(Response::new(answer(&issued)))
     }
@@ -33,7 +34,7 @@ impl TokenService for Service {
         let caller = caller(&request)?;
         let peer = request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::internal("no peer"))?;
         let watch = self.0.watch(&caller, Revision(request.get_ref().from_revision)).await?;
-        Ok(Response::new(WatchStream::new(Arc::clone(&self.0), peer, watch)))
+        Ok(Response::new(WatchStream::new(Arc::clone(&self.0), peer, caller.principal, watch)))
     }
 
     async fn introspect_token(
@@ -61,7 +62,7 @@ impl TokenService for Service {
     }
 }
 
-fn ask(client: ClientId, request: &IssueTokenRequest) -> Result<TokenAsk, Status> {
+fn ask(principal: Principal, request: &IssueTokenRequest) -> Result<TokenAsk, Status> {
     let mut fields = Fields::default();
     let app_group = fields.id("app_group", AppGroupName::parse(&request.app_group));
     let role = fields.role("role", request.role);
@@ -78,7 +79,7 @@ fn ask(client: ClientId, request: &IssueTokenRequest) -> Result<TokenAsk, Status
     let scope = scope(&mut fields, &request.scope);
     let parts = app_group.zip(role).zip(scope);
     fields.finish(parts.map(|((app_group, role), scope)| TokenAsk {
-        request: TokenRequest { client, app_group, role, ttl_s, scope },
+        request: TokenRequest { principal, app_group, role, ttl_s, scope },
         fresh: request.fresh,
     }))
 }

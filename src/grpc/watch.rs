@@ -14,9 +14,12 @@ use super::convert::target_kind_out;
 use super::proto::watch_response::Event;
 use super::proto::{Heartbeat, Resynchronise, TokensRevoked, WatchResponse};
 use crate::broker::{Broker, BrokerError, Happened, Told, Watch};
+use crate::domain::decide::DenyReason;
+use crate::domain::principal::Principal;
 use crate::domain::target::Target;
 use crate::id::Revision;
 use crate::identity::mtls::Peer;
+use crate::identity::oidc::BearerError;
 
 /// How often a watch without news says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -25,28 +28,40 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 pub(crate) struct WatchStream {
     broker: Arc<Broker>,
     peer: Peer,
+    principal: Principal,
     watch: Watch,
     heartbeat: Pin<Box<Sleep>>,
     ended: bool,
 }
 
 impl WatchStream {
-    pub(super) fn new(broker: Arc<Broker>, peer: Peer, watch: Watch) -> Self {
+    pub(super) fn new(broker: Arc<Broker>, peer: Peer, principal: Principal, watch: Watch) -> Self {
         // The first heartbeat comes at once: it says that the watch stands, and from which revision.
         let heartbeat = Box::pin(tokio::time::sleep(Duration::ZERO));
-        Self { broker, peer, watch, heartbeat, ended: false }
+        Self { broker, peer, principal, watch, heartbeat, ended: false }
     }
 
     /// Whether this client may still hear what comes next.
     fn authorise(&self) -> Result<(), Status> {
-        self.peer.caller()?;
-        Ok(())
+        if self.peer.certificate().is_some() || self.principal.vouched.is_none() {
+            self.peer.caller()?;
+        }
+        let Some(vouched) = &self.principal.vouched else { return Ok(()) };
+        if self.broker.clock().now().seconds() >= vouched.expires_at.saturating_add(vouched.issuer.leeway_s) {
+            return Err(BearerError::Expired.into());
+        }
+        match self.broker.open()?.state().refuses(&self.principal) {
+            Some(DenyReason::IssuerNotTrusted) => Err(BearerError::IssuerUnknown.into()),
+            _ => Ok(()),
+        }
     }
 
     fn next_pause(&self) -> Duration {
-        // The moment at which the certificate lapses is not slept through.
-        let left =
-            self.peer.not_after().map_or(i64::MAX, |end| end.saturating_sub(self.broker.clock().now().seconds()));
+        // The moment at which the certificate or the token lapses is not slept through.
+        let vouched = self.principal.vouched.as_ref();
+        let ends = [self.peer.not_after(), vouched.map(|it| it.expires_at.saturating_add(it.issuer.leeway_s))];
+        let end = ends.into_iter().flatten().min().unwrap_or(i64::MAX);
+        let left = end.saturating_sub(self.broker.clock().now().seconds());
         HEARTBEAT.min(Duration::from_secs(left.max(1).unsigned_abs()))
     }
 

@@ -1,10 +1,14 @@
-//! Who is asking: what an authenticated connection is called.
+//! Who is asking: what an authenticated connection, or the bearer of a trusted issuer's token, is called.
 
 pub mod mtls;
+pub mod oidc;
 
 /// Why a peer has no identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
+    /// There is nothing to go by.
+    #[error("the connection has no client certificate, and the request no bearer token; give one of the two")]
+    NoCertificate,
     /// No configured CA vouches for the certificate.
     #[error("the client certificate is not accepted: {0}")]
     NotAccepted(String),
@@ -20,7 +24,7 @@ impl IdentityError {
     /// The stable constant.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::NotAccepted(_) | Self::NoName | Self::OutsideCa(_) => "IDENTITY_REFUSED",
+            Self::NoCertificate | Self::NotAccepted(_) | Self::NoName | Self::OutsideCa(_) => "IDENTITY_REFUSED",
         }
     }
 }

@@ -21,6 +21,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::IdentityError;
 use crate::broker::Caller;
 use crate::clock::{Clock, UnixMillis};
+use crate::domain::principal::Principal;
 use crate::id::{ClientId, shown};
 
 /// One CA file, and what it may vouch for.
@@ -66,7 +67,11 @@ impl Trust {
                     let digest = HEXLOWER.encode(digest(&SHA256, leaf).as_ref());
                     let identity =
                         format!("certificate sha256:{digest}, not after {}", UnixMillis::from_seconds(not_after));
-                    return Ok(Verdict { generation: self.generation, not_after, caller: Caller { client, identity } });
+                    return Ok(Verdict {
+                        generation: self.generation,
+                        not_after,
+                        caller: Caller { principal: Principal::of_certificate(client), identity },
+                    });
                 }
                 Ok(_) => why = IdentityError::OutsideCa(client.to_string()),
                 Err(error) => {
@@ -146,6 +151,9 @@ impl Peer {
     /// Where the certificate is not accepted, or not any more.
     pub fn caller(&self) -> Result<Caller, IdentityError> {
         let inner = &self.0;
+        if inner.chain.is_empty() {
+            return Err(IdentityError::NoCertificate);
+        }
         let (trust, now) = (inner.trust.load(), inner.clock.now());
         if let Some(known) = inner.verdict.load().as_ref()
             && known.generation == trust.generation
@@ -161,23 +169,32 @@ impl Peer {
 }
 
 impl Peer {
+    /// The certificate of the other end, in DER, where it has shown one.
+    pub fn certificate(&self) -> Option<&[u8]> {
+        self.0.chain.first().map(AsRef::as_ref)
+    }
+
     /// When the last verdict lapses, in Unix seconds; `None` before the first.
     pub fn not_after(&self) -> Option<i64> {
         self.0.verdict.load().as_ref().as_ref().map(|verdict| verdict.not_after)
     }
 }
 
+/// Whether a connection may come without a certificate now: where callers can be named by a bearer token.
+pub type WithoutCertificate = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// What rustls asks during a handshake: whether any of the CA files vouches for the certificate.
 pub struct HandshakeVerifier {
     trust: Arc<Trust>,
     any: Arc<dyn ClientCertVerifier>,
+    without: WithoutCertificate,
 }
 
 impl HandshakeVerifier {
     /// A verifier over one generation of the files; `None` where there is no CA.
-    pub fn new(trust: Arc<Trust>) -> Option<Self> {
+    pub fn new(trust: Arc<Trust>, without: WithoutCertificate) -> Option<Self> {
         let any = Arc::clone(&trust.cas.first()?.verifier);
-        Some(Self { trust, any })
+        Some(Self { trust, any, without })
     }
 }
 
@@ -188,6 +205,10 @@ impl fmt::Debug for HandshakeVerifier {
 }
 
 impl ClientCertVerifier for HandshakeVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        !(self.without)()
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &self.trust.hints
     }

@@ -221,7 +221,7 @@ async fn a_bad_document_is_refused_with_line_and_column_and_changes_nothing() {
     let text = std::fs::read_to_string(&good).unwrap().replace("max_ttl: 10m", "max_ttl: 9m");
     std::fs::write(&good, text).unwrap();
     let applied = it.json("operator", &["apply", "-f", good.to_str().unwrap()]);
-    assert_eq!(applied["steps"][2]["changes"][0], "max_ttl_s: 600 -> 540");
+    assert_eq!(applied["steps"][2]["changes"][0], "max_ttl: 600s -> 540s");
     it.fails("operator", &["apply", "-f", "/no/such/file"], 2, "USAGE");
 }
 

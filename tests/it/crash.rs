@@ -25,13 +25,9 @@ impl Random {
 
 async fn connect(it: &Playground, who: &str) -> Client {
     let env: std::collections::HashMap<_, _> = it.env(who).into_iter().collect();
-    let target = Target {
-        addr: env["P8BROKER_ADDR"].clone(),
-        cacert: (&env["P8BROKER_CACERT"]).into(),
-        cert: (&env["P8BROKER_CERT"]).into(),
-        key: (&env["P8BROKER_KEY"]).into(),
-        server_name: None,
-    };
+    let file = |name: &str| (&env[name]).into();
+    let (cacert, cert, key) = (file("P8BROKER_CACERT"), file("P8BROKER_CERT"), file("P8BROKER_KEY"));
+    let target = Target::certified(env["P8BROKER_ADDR"].clone(), cacert, cert, key);
     Client::new(target.connect().await.unwrap())
 }
 

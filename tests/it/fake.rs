@@ -211,7 +211,7 @@ impl Place {
         let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (metrics, clock) = (Metrics::new().unwrap(), Arc::new(SystemClock));
-        let tls = Arc::new(Tls::load(self.0.config.tls_files(), clock, metrics).unwrap());
+        let tls = Arc::new(Tls::load(self.0.config.tls_files(), clock, metrics, Arc::new(|| false)).unwrap());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let fake = Fake { stop: stop.clone(), ..fake };
         let connections = tls.accept(listener, 100, &tasks, stop.clone());
@@ -225,7 +225,7 @@ impl Place {
     pub fn target(&self, addr: impl ToString) -> Target {
         let (cert, key) = self.0.pki.client(CLIENT);
         let cacert = self.0.pki.dir.join("ca.pem");
-        Target { addr: addr.to_string(), cacert, cert, key, server_name: None }
+        Target::certified(addr.to_string(), cacert, cert, key)
     }
 }
 

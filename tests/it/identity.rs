@@ -11,7 +11,7 @@ use crate::harness::*;
 async fn with_files(broker: &Broker, pki: &Pki, name: &str) -> Result<Client, String> {
     let (cert, key) = pki.files(name);
     let cacert = broker.pki.dir.join("ca.pem");
-    let target = Target { addr: broker.grpc().to_owned(), cacert, cert, key, server_name: None };
+    let target = Target::certified(broker.grpc().to_owned(), cacert, cert, key);
     target.connect().await.map(Client::new).map_err(|error| error.to_string())
 }
 

@@ -24,6 +24,7 @@ mod inspect;
 mod issue;
 mod keys;
 mod leak;
+mod oidc;
 mod policy;
 mod revoke;
 mod seal;

@@ -17,19 +17,19 @@ async fn a_plan_says_what_apply_then_does() {
         apps: vec!["1".to_owned()],
         ..document.app_groups[0].clone()
     });
-    let request = proto::PlanRequest { document: Some(document.clone()), prune: false };
+    let request = proto::PlanRequest { document: Some(document.clone()), ..proto::PlanRequest::default() };
     let plan = operator.policy.plan(request).await.unwrap().into_inner();
     let before = plan.revision;
     let actions: Vec<_> = plan.steps.iter().map(|step| (step.action(), step.name.as_str())).collect();
     use proto::Action::{Create, Keep, Update};
     assert_eq!(actions, [(Keep, "acme"), (Keep, "games"), (Create, "tools"), (Update, "games-release-ci")]);
     let changes = &plan.steps[3].changes;
-    assert!(changes.contains(&"max_ttl_s: 600 -> 300".to_owned()), "{changes:?}");
+    assert!(changes.contains(&"max_ttl: 600s -> 300s".to_owned()), "{changes:?}");
     let applied = operator.apply(document.clone()).await.unwrap();
     assert_eq!((applied.steps, applied.revision), (plan.steps, before + 1));
     let events = operator.all_events().await;
     let told = events.iter().any(|event| {
-        event.detail.contains("update policy games-release-ci (") && event.detail.contains("max_ttl_s: 600 -> 300")
+        event.detail.contains("update policy games-release-ci (") && event.detail.contains("max_ttl: 600s -> 300s")
     });
     assert!(told, "the audit says what was changed");
     // Once more: nothing to do, no record.
@@ -54,7 +54,8 @@ async fn what_a_document_does_not_name_stays_unless_pruned_and_never_takes_what_
         app_groups: vec![],
     };
     // Pruning everybody who administers, or a group that has keys, is refused.
-    let prune = |document| proto::ApplyRequest { document: Some(document), prune: true };
+    let prune =
+        |document| proto::ApplyRequest { document: Some(document), prune: true, ..proto::ApplyRequest::default() };
     assert_eq!(wrong_fields(operator.policy.apply(prune(sample())).await), ["operators"]);
     let document = proto::Document { operators: vec![bootstrap.clone()], ..proto::Document::default() };
     let fields = wrong_fields(operator.policy.apply(prune(document)).await);

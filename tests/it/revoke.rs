@@ -68,7 +68,7 @@ async fn policies_and_groups_are_revoked_by_name_and_stay_so() {
         let revoked = operator.revoke(kind, name).await.unwrap();
         assert_eq!(revoked.count, 1);
         assert_eq!(refused(client.issue(ask()).await).1, reason);
-        let request = proto::PlanRequest { document: Some(sample()), prune: false };
+        let request = proto::PlanRequest { document: Some(sample()), ..proto::PlanRequest::default() };
         let plan = operator.policy.plan(request).await.unwrap().into_inner();
         let step = plan.steps.iter().find(|step| step.name == name).unwrap();
         assert_eq!(step.note, "revoked, stays revoked");

@@ -444,12 +444,13 @@ async fn a_replaced_certificate_is_read_by_the_next_connection() {
     let running = place.serve(Fake::new()).await;
     let (source, mut events) = settled(&place, &running).await;
     let target = place.target(running.addr);
-    let (cert, key) = (std::fs::read(&target.cert).unwrap(), std::fs::read(&target.key).unwrap());
+    let files = target.certificate.clone().unwrap();
+    let (cert, key) = (std::fs::read(&files.cert).unwrap(), std::fs::read(&files.key).unwrap());
     // One that no CA of the broker's signed.
     let other = Pki::new(&place.0.dir.path().join("other"));
     let (other_cert, other_key) = other.client(CLIENT);
-    std::fs::copy(other_cert, &target.cert).unwrap();
-    std::fs::copy(other_key, &target.key).unwrap();
+    std::fs::copy(other_cert, &files.cert).unwrap();
+    std::fs::copy(other_key, &files.key).unwrap();
     let fake = running.fake.clone();
     fake.with(|it| it.turns.push_back(Turn::Fail(Status::unauthenticated("the certificate has expired"))));
     source.report_unauthorized(&id(1));
@@ -458,8 +459,8 @@ async fn a_replaced_certificate_is_read_by_the_next_connection() {
         until(&mut events, |event| matches!(event, Event::NotRefreshed { .. })).await;
     }
     assert_eq!(fake.asked(), 2);
-    std::fs::write(&target.cert, cert).unwrap();
-    std::fs::write(&target.key, key).unwrap();
+    std::fs::write(&files.cert, cert).unwrap();
+    std::fs::write(&files.key, key).unwrap();
     until(&mut events, |event| matches!(event, Event::Refreshed { .. })).await;
     source.stop().await;
     running.stop().await;

@@ -171,7 +171,7 @@ async fn a_slow_reader_is_told_to_resynchronise_and_holds_up_nobody() {
     broker.as_(OTHER).await.issue(ask()).await.unwrap();
     let slow = broker.inner();
     // One that is opened and never read: its queue is bounded.
-    let caller = p8broker::broker::Caller { client: client_id(CLIENT), identity: String::new() };
+    let caller = p8broker::broker::Caller { principal: principal(CLIENT), identity: String::new() };
     let mut watch = slow.watch(&caller, p8broker::id::Revision(0)).await.unwrap();
     let mut quick = Watching::of(&broker, OTHER, 0).await;
     for nth in 0..40 {

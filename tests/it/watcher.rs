@@ -27,10 +27,11 @@ struct Process {
 
 impl Process {
     fn start(target: &Target, arguments: &[&str]) -> Self {
+        let files = target.certificate.as_ref().unwrap();
         let mut child = Command::new(BINARY)
             .args(arguments)
             .env("P8BROKER_ADDR", &target.addr)
-            .envs([("P8BROKER_CACERT", &target.cacert), ("P8BROKER_CERT", &target.cert), ("P8BROKER_KEY", &target.key)])
+            .envs([("P8BROKER_CACERT", &target.cacert), ("P8BROKER_CERT", &files.cert), ("P8BROKER_KEY", &files.key)])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

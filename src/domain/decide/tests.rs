@@ -8,11 +8,11 @@ use super::*;
 use crate::clock::UnixMillis;
 use crate::domain::account::Account;
 use crate::domain::change::{Actor, AuditPosition, Change, Object, Record};
-use crate::domain::key::{AppAccess, KeyState, Profile, Stamp};
+use crate::domain::key::{AppAccess, KeyKind, KeyState, Profile, Stamp};
 use crate::domain::operation::OperationTemplate;
 use crate::domain::pattern::ClientPattern;
 use crate::domain::role::RoleSet;
-use crate::id::{AccountName, AppId, AppleUser, Chain, KeyId, Revision, WriterId};
+use crate::id::{AccountName, AppId, AppleUser, Chain, ClientId, IssuerId, KeyId, Revision, WriterId};
 
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
@@ -60,6 +60,12 @@ fn policy(name: &str, roles: &[Role]) -> Policy {
         require_scope: false,
         not_before: None,
         not_after: None,
+        features: vec![],
+        quota: None,
+        hours: None,
+        require_mtls: vec![],
+        break_glass: false,
+        shadow: false,
     }
 }
 
@@ -95,7 +101,7 @@ fn individual(app_access: AppAccess) -> KeyKind {
 
 fn request(role: Role) -> TokenRequest {
     TokenRequest {
-        client: ClientId::parse("spiffe://acme/ci").unwrap(),
+        principal: Principal::of_certificate(ClientId::parse("spiffe://acme/ci").unwrap()),
         app_group: group_name(),
         role,
         ttl_s: None,
@@ -238,7 +244,7 @@ proptest! {
         let state = state(all);
         let Ok(permit) = decide(&request, &state, NOW) else { return Ok(()) };
         let policy = permit.policy();
-        prop_assert!(policy.clients.iter().any(|pattern| pattern.matches(&request.client)));
+        prop_assert!(policy.clients.iter().any(|pattern| pattern.matches(&request.principal)));
         prop_assert!(policy.roles.contains(request.role));
         prop_assert!(permit.key().roles.contains(request.role) && permit.key().roles.is_subset_of(policy.roles));
         prop_assert!(!policy.needs_scope() || !request.scope.is_empty());
@@ -302,7 +308,7 @@ proptest! {
             (Ok(permit), 0) => (Target::Policy(permit.policy().name.clone()), false),
             (Ok(permit), 1) => (Target::Key(permit.key().id.clone()), true),
             (_, 2) => (Target::AppGroup(request.app_group.clone()), false),
-            _ => (Target::Client(request.client.clone()), false),
+            _ => (Target::Client(request.principal.client.clone()), false),
         };
         let whole = matches!(target, Target::AppGroup(_) | Target::Client(_));
         let revoked = state(all.into_iter().chain([Change::Revoked { target: target.clone(), reason: String::new(), dies_at: None }]).collect());

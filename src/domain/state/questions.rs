@@ -3,15 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{AcceptedHistory, Revocation, Snapshot, State, Writer};
+use super::{AcceptedHistory, GroupPolicies, Move, Opened, Revocation, Snapshot, State, Writer};
 use crate::domain::account::Account;
 use crate::domain::app_group::AppGroup;
+use crate::domain::ceiling::{Bounds, Ceiling};
+use crate::domain::decide::DenyReason;
+use crate::domain::issuer::Issuer;
 use crate::domain::key::{Key, Stamp};
 use crate::domain::operator::{Operator, Power};
+use crate::domain::pattern::ClientPattern;
 use crate::domain::policy::Policy;
+use crate::domain::principal::Principal;
+use crate::domain::proposal::Proposal;
 use crate::domain::target::Target;
 use crate::id::{
-    AccountName, AppGroupName, ClientId, Head, IssuerName, KeyId, OperatorName, PolicyName, Revision, VaultId, WriterId,
+    AccountName, AppGroupName, CeilingName, ClientId, Head, IssuerName, KeyId, OperatorName, PolicyName, ProposalId,
+    Revision, VaultId, WriterId,
 };
 
 impl State {
@@ -80,9 +87,69 @@ impl State {
         &self.data.writers
     }
 
+    /// All trusted issuers, by name.
+    pub fn issuers(&self) -> &BTreeMap<IssuerName, Arc<Issuer>> {
+        &self.data.issuers
+    }
+
+    /// The trusted issuer whose tokens have this `iss`.
+    pub fn issuer_of(&self, url: &str) -> Option<&Arc<Issuer>> {
+        self.data.issuers.values().find(|issuer| issuer.url == url)
+    }
+
+    /// All ceilings, by name.
+    pub fn ceilings(&self) -> &BTreeMap<CeilingName, Arc<Ceiling>> {
+        &self.data.ceilings
+    }
+
+    /// The ceilings over one app group, compiled: those that hold everywhere, and its own.
+    pub fn bounds_of(&self, group: &AppGroupName) -> impl Iterator<Item = &Bounds> + Clone {
+        self.index.bounds_of(group).into_iter().flatten()
+    }
+
+    /// The same of ceilings that only count.
+    pub fn shadow_bounds_of(&self, group: &AppGroupName) -> impl Iterator<Item = &Bounds> + Clone {
+        self.index.shadows_of(group).into_iter().flatten()
+    }
+
+    /// Proposed changes that wait for a second operator, by id.
+    pub fn proposals(&self) -> &BTreeMap<ProposalId, Arc<Proposal>> {
+        &self.data.proposals
+    }
+
+    /// How a break-glass policy is held open, whether or not its time is over.
+    pub fn opened(&self, policy: &PolicyName) -> Option<&Opened> {
+        self.data.break_glass.get(policy)
+    }
+
+    /// All break-glass policies that somebody opened, by name; the time of some may be over.
+    pub fn all_opened(&self) -> &BTreeMap<PolicyName, Opened> {
+        &self.data.break_glass
+    }
+
+    /// Changes after a revision of what plans rest on, oldest first; of older ones only the last hundred are known.
+    pub fn moves_after(&self, revision: Revision) -> impl Iterator<Item = &Move> {
+        self.data.moves.iter().filter(move |it| it.revision > revision)
+    }
+
+    /// The newest change of what plans rest on.
+    pub fn last_move(&self) -> Revision {
+        self.data.moves.back().map(|it| it.revision).unwrap_or_default()
+    }
+
     /// The policies of one app group, by name.
     pub fn policies_of(&self, group: &AppGroupName) -> &[Arc<Policy>] {
-        self.policies_by_group.get(group).map_or(&[], Vec::as_slice)
+        self.index.policies_of(group).map_or(&[], GroupPolicies::all)
+    }
+
+    /// The same, to ask who is meant.
+    pub fn group_policies(&self, group: &AppGroupName) -> Option<&GroupPolicies> {
+        self.index.policies_of(group)
+    }
+
+    /// Whether the revocation of the policy stands.
+    pub fn is_policy_revoked(&self, policy: &PolicyName) -> bool {
+        self.revoked_policies.contains(policy)
     }
 
     /// The keys that may be used for one app group, by id.
@@ -90,34 +157,66 @@ impl State {
         self.keys_by_group.get(group).map_or(&[], Vec::as_slice)
     }
 
-    /// The operators that this certificate is, by name.
-    pub fn operators_of<'a>(&'a self, client: &'a ClientId) -> impl Iterator<Item = &'a Arc<Operator>> {
-        self.data.operators.values().filter(|operator| operator.is(client))
+    /// The operators that this caller is, by name.
+    pub fn operators_of<'a>(&'a self, caller: &'a Principal) -> impl Iterator<Item = &'a Arc<Operator>> {
+        self.data.operators.values().filter(|operator| operator.is(caller))
     }
 
-    /// The first operator of this certificate that holds the power.
-    pub fn operator_with(&self, client: &ClientId, power: Power) -> Option<&Arc<Operator>> {
-        if self.is_client_revoked(client) {
+    /// The first operator of this caller that holds the power.
+    pub fn operator_with(&self, caller: &Principal, power: Power) -> Option<&Arc<Operator>> {
+        if self.refuses(caller).is_some() {
             return None;
         }
-        self.data.operators.values().find(|operator| operator.is(client) && operator.powers.contains(&power))
+        self.data.operators.values().find(|operator| operator.is(caller) && operator.powers.contains(&power))
+    }
+
+    /// Why a caller is not whom this state knows by that name, whatever it asks for.
+    ///
+    /// INVARIANT (P5): trust in an issuer that was taken back or changed since its token was verified is gone.
+    pub fn refuses(&self, caller: &Principal) -> Option<DenyReason> {
+        let revoked = |client: &ClientId| self.is_revoked(&Target::Client(client.clone()));
+        if !self.revocations.is_empty() {
+            let certificate = caller.certificate.as_ref().filter(|certificate| **certificate != caller.client);
+            if revoked(&caller.client) || certificate.is_some_and(revoked) {
+                return Some(DenyReason::ClientRevoked);
+            }
+            if caller.client.issuer().is_some_and(|issuer| self.is_revoked(&Target::Issuer(issuer))) {
+                return Some(DenyReason::IssuerRevoked);
+            }
+        }
+        let trusted = match &caller.vouched {
+            Some(vouched) => {
+                let known = self.data.issuers.get(&vouched.issuer.name);
+                known.is_some_and(|known| Arc::ptr_eq(known, &vouched.issuer) || known == &vouched.issuer)
+            }
+            None => caller.client.trust_domain().is_some() || caller.client.dns_name().is_some(),
+        };
+        (!trusted).then_some(DenyReason::IssuerNotTrusted)
     }
 
     /// Whether somebody could still administer if this client were revoked, too. A pattern with a `*` may always have
-    /// another certificate.
+    /// another caller.
     pub fn has_administrator_beside(&self, client: Option<&ClientId>) -> bool {
-        let can_act = |name: ClientId| Some(&name) != client && !self.is_client_revoked(&name);
-        let administers = |operator: &&Arc<Operator>| operator.powers.contains(&Power::Administer);
-        let mut patterns = self.data.operators.values().filter(administers).flat_map(|operator| &operator.clients);
-        patterns.any(|pattern| pattern.exact().is_none_or(can_act))
+        self.administrators().any(|pattern| self.may_act(pattern, |name| Some(name) != client))
     }
 
     /// Whether somebody could still administer without anyone that this issuer vouches for.
     pub fn has_administrator_without(&self, issuer: &IssuerName) -> bool {
-        let can_act = |name: ClientId| name.issuer().as_ref() != Some(issuer) && !self.is_client_revoked(&name);
+        let mut others = self.administrators().filter(|pattern| pattern.issuer() != Some(issuer));
+        others.any(|pattern| self.may_act(pattern, |_| true))
+    }
+
+    fn administrators(&self) -> impl Iterator<Item = &ClientPattern> {
         let administers = |operator: &&Arc<Operator>| operator.powers.contains(&Power::Administer);
-        let mut patterns = self.data.operators.values().filter(administers).flat_map(|operator| &operator.clients);
-        patterns.any(|pattern| pattern.exact().is_none_or(can_act))
+        self.data.operators.values().filter(administers).flat_map(|operator| &operator.clients)
+    }
+
+    fn may_act(&self, pattern: &ClientPattern, counts: impl Fn(&ClientId) -> bool) -> bool {
+        let vouches = |issuer: &IssuerName| {
+            self.data.issuers.contains_key(issuer) && !self.is_revoked(&Target::Issuer(issuer.clone()))
+        };
+        pattern.issuer().is_none_or(vouches)
+            && pattern.exact().is_none_or(|name| counts(&name) && !self.is_client_revoked(&name))
     }
 
     /// Whether the revocation of the target stands.

@@ -116,7 +116,7 @@ impl Cluster {
     pub fn target(&self, nth: usize, identity: &str) -> Target {
         let (cert, key) = self.pki.client(identity);
         let cacert = self.pki.dir.join("ca.pem");
-        Target { addr: self.replicas[nth].addr.clone(), cacert, cert, key, server_name: None }
+        Target::certified(self.replicas[nth].addr.clone(), cacert, cert, key)
     }
 
     /// An operator's connection, as soon as the replica takes it.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
-use p8broker::client::Target;
+use p8broker::client::{Target, Wire};
 use p8broker::clock::{Clock, ManualClock, SystemClock};
 use p8broker::config::{
     AnchorConfig, Bootstrap, ClientCas, Config, Drain, LimitsConfig, Listen, Log, ReplicaConfig, StoreAt, StoreConfig,
@@ -21,6 +21,7 @@ use p8broker::grpc::proto::policy_service_client::PolicyServiceClient;
 use p8broker::grpc::proto::revocation_service_client::RevocationServiceClient;
 use p8broker::grpc::proto::system_service_client::SystemServiceClient;
 use p8broker::grpc::proto::token_service_client::TokenServiceClient;
+use p8broker::identity::oidc::OidcConfig;
 use p8broker::metrics::Metrics;
 use p8broker::server::{Server, ServerError, open_store};
 use p8broker::store::Store;
@@ -34,7 +35,6 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -191,6 +191,7 @@ impl Broker {
                 ..LimitsConfig::default()
             },
             drain: Drain { timeout_s: 5 },
+            oidc: OidcConfig::default(),
         };
         let clock = Arc::new(ManualClock::at(SystemClock.now()));
         Self { dir, pki, clock, config, running: None }
@@ -282,7 +283,7 @@ impl Broker {
 
     pub fn target(&self, identity: &str) -> Target {
         let (cert, key) = self.pki.client(identity);
-        Target { addr: self.grpc().to_owned(), cacert: self.pki.dir.join("ca.pem"), cert, key, server_name: None }
+        Target::certified(self.grpc().to_owned(), self.pki.dir.join("ca.pem"), cert, key)
     }
 
     /// A client with this identity.
@@ -297,8 +298,8 @@ impl Broker {
         vec![
             ("P8BROKER_ADDR", target.addr.clone()),
             ("P8BROKER_CACERT", text(&target.cacert)),
-            ("P8BROKER_CERT", text(&target.cert)),
-            ("P8BROKER_KEY", text(&target.key)),
+            ("P8BROKER_CERT", text(&target.certificate.as_ref().unwrap().cert)),
+            ("P8BROKER_KEY", text(&target.certificate.as_ref().unwrap().key)),
         ]
     }
 
@@ -340,17 +341,17 @@ impl Drop for Broker {
 /// Every service, over one connection.
 #[derive(Clone)]
 pub struct Client {
-    pub channel: Channel,
-    pub token: TokenServiceClient<Channel>,
-    pub key: KeyServiceClient<Channel>,
-    pub policy: PolicyServiceClient<Channel>,
-    pub revocation: RevocationServiceClient<Channel>,
-    pub system: SystemServiceClient<Channel>,
-    pub audit: AuditServiceClient<Channel>,
+    pub channel: Wire,
+    pub token: TokenServiceClient<Wire>,
+    pub key: KeyServiceClient<Wire>,
+    pub policy: PolicyServiceClient<Wire>,
+    pub revocation: RevocationServiceClient<Wire>,
+    pub system: SystemServiceClient<Wire>,
+    pub audit: AuditServiceClient<Wire>,
 }
 
 impl Client {
-    pub fn new(channel: Channel) -> Self {
+    pub fn new(channel: Wire) -> Self {
         Self {
             token: TokenServiceClient::new(channel.clone()),
             key: KeyServiceClient::new(channel.clone()),
@@ -363,7 +364,7 @@ impl Client {
     }
 
     pub async fn apply(&mut self, document: proto::Document) -> Result<proto::ApplyResponse, Status> {
-        let request = proto::ApplyRequest { document: Some(document), prune: false };
+        let request = proto::ApplyRequest { document: Some(document), ..proto::ApplyRequest::default() };
         self.policy.apply(request).await.map(tonic::Response::into_inner)
     }
 
@@ -418,6 +419,11 @@ pub fn client_id(name: &str) -> p8broker::id::ClientId {
     p8broker::id::ClientId::parse(name).unwrap()
 }
 
+/// Whom a certificate with this name names.
+pub fn principal(name: &str) -> p8broker::domain::principal::Principal {
+    p8broker::domain::principal::Principal::of_certificate(client_id(name))
+}
+
 /// What somebody with a copy of a `.p8` makes of it.
 pub fn sign_elsewhere(p8: &str, claims: &str) -> String {
     use p256::ecdsa::SigningKey;
@@ -448,7 +454,7 @@ pub fn sample() -> proto::Document {
             apps: vec!["1234567890".to_owned(), "2345678901".to_owned()],
         }],
         policies: vec![release_policy()],
-        operators: Vec::new(),
+        ..proto::Document::default()
     }
 }
 

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use p8broker::broker::{Broker, BrokerError, Shares};
+use p8broker::broker::{Broker, BrokerError, Shares, Wanted};
 use p8broker::clock::Clock;
-use p8broker::domain::plan::Unnamed;
 use p8broker::domain::target::Target;
 use p8broker::id::{KeyId, Revision, TokenId};
 use p8broker::store::{ExposureCursor, Under};
@@ -139,7 +138,7 @@ impl Actor {
     async fn issue(&mut self, nth: u64) {
         let fresh = (self.random.below(2) > 0).then_some(nth);
         let ask = world::ask(&mut self.random, fresh);
-        let client = ask.request.client.clone();
+        let client = ask.request.principal.client.clone();
         let (_, broker) = self.broker();
         let asked_at = self.record.heard();
         match self.call(broker.issue(&caller(client.as_str()), ask)).await {
@@ -321,7 +320,7 @@ impl Actor {
         let document = world::changed_policy(&mut self.random).check().unwrap();
         let operator = self.fleet.operator.clone();
         let (_, broker) = self.broker();
-        match self.call(broker.apply(&operator, document, Unnamed::Keep)).await {
+        match self.call(broker.apply(&operator, Wanted::new(document))).await {
             Some(Ok(applied)) => self.record.hear(applied.revision.0),
             Some(Err(error)) => self.record.judge("an author", &error),
             None => {}

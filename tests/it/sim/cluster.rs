@@ -4,11 +4,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use p8broker::broker::{Broker, BrokerError, Caller, KeySource, Parts, Phase};
+use p8broker::broker::{Broker, BrokerError, Caller, KeySource, Parts, Phase, Wanted};
 use p8broker::clock::{Clock, UnixMillis};
 use p8broker::config::{StoreAt, StoreConfig};
-use p8broker::domain::plan::Unnamed;
-use p8broker::id::ClientId;
 use p8broker::metrics::Metrics;
 use p8broker::store::Store;
 use p8broker::store::postgres::PostgresStore;
@@ -147,9 +145,9 @@ impl Fleet {
             let process = fleet.process(nth, &clock).await;
             if nth == 0 {
                 process.broker.start().await;
-                process.broker.init(None, None, std::slice::from_ref(&fleet.operator.client)).await.unwrap();
+                process.broker.init(None, None, std::slice::from_ref(&fleet.operator.principal.client)).await.unwrap();
                 let document = world::document().check().unwrap();
-                process.broker.apply(&fleet.operator, document, Unnamed::Keep).await.unwrap();
+                process.broker.apply(&fleet.operator, Wanted::new(document)).await.unwrap();
                 for key in world::first_keys() {
                     process.broker.import_key(&fleet.operator, key).await.unwrap();
                 }
@@ -173,7 +171,7 @@ impl Fleet {
             clock: Arc::<SkewedClock>::clone(clock),
             metrics: Metrics::new().unwrap(),
             key_source: KeySource::Files { current: self.key_file.clone(), previous: None },
-            bootstrap: vec![self.operator.client.clone()],
+            bootstrap: vec![self.operator.client().clone()],
             anchor: None,
             replica: format!("replica-{nth}"),
         });
@@ -262,5 +260,5 @@ async fn postgres(url: &str) -> Arc<dyn Store> {
 }
 
 pub fn caller(name: &str) -> Caller {
-    Caller { client: ClientId::parse(name).unwrap(), identity: String::new() }
+    Caller { principal: crate::harness::principal(name), identity: String::new() }
 }

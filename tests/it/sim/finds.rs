@@ -14,7 +14,7 @@ use crate::harness::eventually;
 
 async fn issue(broker: &Broker) -> Result<(), BrokerError> {
     let ask = world::ask(&mut Random::new(1), None);
-    let client = ask.request.client.clone();
+    let client = ask.request.principal.client.clone();
     broker.issue(&caller(client.as_str()), ask).await.map(drop)
 }
 

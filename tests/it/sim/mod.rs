@@ -117,7 +117,7 @@ async fn serves(fleet: &Fleet, record: &Record, nth: usize, random: &mut Random)
     let mut complaints = Vec::new();
     for _ in 0..20 {
         let ask = world::ask(random, None);
-        let client = ask.request.client.clone();
+        let client = ask.request.principal.client.clone();
         let asked_at = record.heard();
         match fleet.replicas[nth].broker().issue(&caller(client.as_str()), ask).await {
             Ok(issued) => record.receive(Received::of(&client, &issued, asked_at)),

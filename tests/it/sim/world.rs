@@ -5,6 +5,7 @@ use p8broker::clock::UnixMillis;
 use p8broker::domain::decide::TokenRequest;
 use p8broker::domain::document::{AccountText, AppGroupText, ClientText, Document, PolicyText};
 use p8broker::domain::operation::Operation;
+use p8broker::domain::principal::Principal;
 use p8broker::domain::role::Role;
 use p8broker::domain::target::Target;
 use p8broker::id::{AccountName, AppGroupName, ClientId, IssuerName, KeyId, PolicyName};
@@ -79,6 +80,7 @@ pub fn document() -> Document {
         app_groups: TEAMS.iter().enumerate().map(group).collect(),
         policies: (0..TEAMS.len()).flat_map(|team| [wide(team, LIVES.0), narrow(team, LIVES.1)]).collect(),
         operators: Vec::new(),
+        ..Document::default()
     }
 }
 
@@ -102,7 +104,7 @@ fn narrow(team: usize, life_s: i64) -> PolicyText {
 }
 
 fn spiffe(name: &str) -> ClientText {
-    ClientText::Spiffe(format!("spiffe://acme.internal/ns/ci/sa/{name}"))
+    ClientText { spiffe: Some(format!("spiffe://acme.internal/ns/ci/sa/{name}")), ..ClientText::default() }
 }
 
 fn policy(team: usize, kind: &str, clients: Vec<ClientText>, roles: &[&str], life_s: i64) -> PolicyText {
@@ -111,7 +113,7 @@ fn policy(team: usize, kind: &str, clients: Vec<ClientText>, roles: &[&str], lif
         clients,
         app_group: TEAMS[team].0.to_owned(),
         roles: roles.iter().map(|role| (*role).to_owned()).collect(),
-        max_ttl_s: Some(life_s),
+        max_ttl: Some(life_s),
         ..PolicyText::default()
     }
 }
@@ -122,7 +124,7 @@ pub fn ask(random: &mut Random, fresh: Option<u64>) -> TokenAsk {
     let entry = fresh.map_or_else(|| random.below(2), |nth| 1000 + nth);
     TokenAsk {
         request: TokenRequest {
-            client: client(team, random.below(CLIENTS)),
+            principal: Principal::of_certificate(client(team, random.below(CLIENTS))),
             app_group: AppGroupName::parse(TEAMS[team].0).unwrap(),
             role: *random.pick(&[Role::AppManager, Role::Developer]),
             ttl_s: None,
