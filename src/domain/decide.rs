@@ -16,6 +16,7 @@ mod permit;
 mod reason;
 mod route;
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::sync::Arc;
 
@@ -86,6 +87,7 @@ pub struct Terms<'a> {
     pub policy: &'a Arc<Policy>,
     /// The key that signs.
     pub key: &'a Arc<Key>,
+    strength: Strength,
     /// The app group.
     pub group: &'a Arc<AppGroup>,
     /// The longest time to live, in seconds, under the policy and the ceilings.
@@ -118,7 +120,7 @@ pub fn decide(request: &TokenRequest, state: &State, now: UnixMillis) -> Result<
         match ground.grant(request, policy, state, now) {
             Ok((terms, expires_at)) => {
                 // The weakest key first, then the longest life, then the first name (INV-DECIDE-1).
-                let preference = (strength(terms.key, terms.group), Reverse(expires_at), &policy.name);
+                let preference = (terms.strength, Reverse(expires_at), &policy.name);
                 if best.as_ref().is_none_or(|(known, ..)| preference < *known) {
                     best = Some((preference, terms, expires_at));
                 }
@@ -177,7 +179,12 @@ struct Ground<'a> {
     bounds: Vec<&'a Bounds>,
     never_roles: RoleSet,
     team_keys: Result<(), &'a CeilingName>,
+    /// Keys by what they were looked for with: most policies of a group grant the same roles.
+    routes: RefCell<Vec<(Role, RoleSet, Routed<'a>)>>,
 }
+
+/// The key that signs and how strong it is, or why there is none.
+type Routed<'a> = Result<(&'a Arc<Key>, Strength), Miss<'a>>;
 
 impl<'a> Ground<'a> {
     fn of(name: &AppGroupName, state: &'a State) -> Self {
@@ -192,7 +199,19 @@ impl<'a> Ground<'a> {
             team_keys: forbids.filter(|_| route::has_individual_keys(state.keys_of(name))).map_or(Ok(()), Err),
             group,
             bounds,
+            routes: RefCell::default(),
         }
+    }
+
+    fn route(&self, role: Role, granted: RoleSet, group: &AppGroup, keys: &'a [Arc<Key>]) -> Routed<'a> {
+        let mut routes = self.routes.borrow_mut();
+        if let Some((.., known)) = routes.iter().find(|(asked, roles, _)| (*asked, *roles) == (role, granted)) {
+            return *known;
+        }
+        let found = route(role, granted, self.team_keys, group, keys);
+        let found = found.map(|key| (key, strength(key, group)));
+        routes.push((role, granted, found));
+        found
     }
 
     fn terms(
@@ -231,12 +250,13 @@ impl<'a> Ground<'a> {
             return Err(Miss { reason: DenyReason::RoleOverCeiling, ceiling: Some(ceiling) });
         }
         let keys = state.keys_of(&policy.app_group);
-        let key = route(role, policy.roles.without(self.never_roles), self.team_keys, group, keys)?;
+        let (key, strength) = self.route(role, policy.roles.without(self.never_roles), group, keys)?;
         let scope_ceiling = self.bounds.iter().find_map(|bounds| bounds.requires_scope());
         let least = self.bounds.iter().filter_map(|bounds| bounds.max_ttl()).map(|(seconds, _)| seconds).min();
         Ok(Terms {
             policy,
             key,
+            strength,
             group,
             max_ttl_s: least.map_or(policy.max_ttl_s, |least| least.min(policy.max_ttl_s)),
             ends_at,

@@ -74,7 +74,7 @@ impl GroupPolicies {
     }
 
     /// Those that name the caller, by name.
-    pub fn naming<'a>(&'a self, principal: &'a Principal) -> impl Iterator<Item = &'a Arc<Policy>> {
+    pub fn naming<'s, 'p>(&'s self, principal: &'p Principal) -> impl Iterator<Item = &'s Arc<Policy>> + use<'s, 'p> {
         let mut found: Vec<usize> = Vec::new();
         found.extend(self.by_client.get(&principal.client).into_iter().flatten());
         if let Some(vouched) = &principal.vouched
