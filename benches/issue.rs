@@ -47,6 +47,8 @@ fn spawn(dir: &Path) -> Child {
         .args(["dev", "--dir"])
         .arg(dir)
         .env("P8BROKER_LIMITS__TOKENS_PER_SECOND", "1000000")
+        .env("P8BROKER_LIMITS__REQUESTS_PER_CONNECTION_PER_SECOND", "1000000")
+        .env("P8BROKER_LIMITS__SIGNATURES_PER_SECOND", "1000000")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

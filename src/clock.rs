@@ -80,8 +80,8 @@ impl Clock for ManualClock {
     }
 }
 
-/// How long something took: a monotonic start, for metrics, deadlines and lifetimes that were told as durations. No decision
-/// on who may have what depends on it.
+/// How long something took: a monotonic start, for metrics, deadlines and lifetimes that were told as durations. Nobody is
+/// granted anything by it.
 #[derive(Debug, Clone, Copy)]
 pub struct Stopwatch(Instant);
 

@@ -18,7 +18,7 @@ use crate::broker::KeySource;
 use crate::grpc::layer::Limits;
 use crate::id::{ClientId, is_dns_name, is_trust_domain};
 use crate::identity::oidc::OidcConfig;
-use crate::tls::{ClientCaFile, TlsFiles};
+use crate::tls::{ClientCaFile, Limits as ConnectionLimits, TlsFiles};
 pub use store::{StoreAt, StoreConfig, StoreUrl};
 
 /// The prefix of environment variables. Only those with two underscores are settings: the command line has some of its own,
@@ -194,6 +194,10 @@ pub struct LimitsConfig {
     pub tokens_per_second: NonZeroU32,
     /// Everything else, for one caller.
     pub admin_per_second: NonZeroU32,
+    /// All requests over one connection, before anybody looks at who sends them.
+    pub requests_per_connection_per_second: NonZeroU32,
+    /// Tokens signed, for all callers together.
+    pub signatures_per_second: NonZeroU32,
     /// After how many seconds, give or take a tenth, a connection is asked to go, so that clients spread over the replicas
     /// that there are now; 0 for never. Requests on their way finish.
     pub connection_age_s: u64,
@@ -202,7 +206,13 @@ pub struct LimitsConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         let number = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
-        Self { tokens_per_second: number(1000), admin_per_second: number(100), connection_age_s: 1800 }
+        Self {
+            tokens_per_second: number(1000),
+            admin_per_second: number(100),
+            requests_per_connection_per_second: number(5000),
+            signatures_per_second: number(20_000),
+            connection_age_s: 1800,
+        }
     }
 }
 
@@ -345,6 +355,14 @@ impl Config {
             key: self.tls.key.clone(),
             client_cas: self.tls.client_cas.iter().map(ca).collect(),
             crls: self.tls.crls.clone(),
+        }
+    }
+
+    /// What is taken from peers.
+    pub fn connection_limits(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            connections: self.tls.max_connections,
+            requests_per_second: self.limits.requests_per_connection_per_second,
         }
     }
 

@@ -32,9 +32,10 @@ use crate::tls::{Connection, Tls};
 /// How long requests may go on over a connection that was asked to go.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// How often a replica describes itself, and how often it looks at the database's settings, in seconds.
+/// How often a replica describes itself, and how often it looks at the database's settings and forgets what is over, in
+/// seconds.
 const REPORT_EVERY: u32 = 5;
-const HAZARDS_EVERY: u32 = 60;
+const LOOK_EVERY: u32 = 60;
 
 /// Why a server did not start, or did not run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +106,7 @@ impl Server {
             bootstrap: config.bootstrap(),
             anchor: config.anchor.file.as_deref().map(Anchor::at),
             replica: config.replica(),
+            signatures_per_second: config.limits.signatures_per_second,
         });
         let asked = Arc::downgrade(&broker);
         let without = Arc::new(move || asked.upgrade().is_some_and(|broker| broker.trusts_issuers()));
@@ -165,7 +167,7 @@ impl Server {
         let mut routes = Routes::builder();
         grpc::add_services(&mut routes, &broker);
         routes.add_service(health).add_service(reflection);
-        let connections = tls.accept(grpc, config.tls.max_connections, &tasks, stop.clone());
+        let connections = tls.accept(grpc, config.connection_limits(), &tasks, stop.clone());
         let serving = serve(routes.routes(), &gate, connections, config.limits.connection_age_s, &stop);
         let drained = async {
             stop.cancelled().await;
@@ -256,7 +258,8 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
 }
 
 /// Every second: summaries of refusals, the health service, and whether a vault that is not open can be. Every few: what
-/// this replica says of itself. Every minute: callers that have been quiet are forgotten, and the database's settings.
+/// this replica says of itself. Every minute: callers that have been quiet and quotas that are over are forgotten, and the
+/// database's settings.
 async fn keep_house(
     broker: Arc<Broker>,
     gate: Gate,
@@ -284,11 +287,11 @@ async fn keep_house(
             broker.open_again().await;
             if seconds.is_multiple_of(REPORT_EVERY) {
                 broker.report().await;
+                broker.flush_shadows().await;
             }
-            if seconds.is_multiple_of(HAZARDS_EVERY)
-                && let Ok(hazards) = broker.hazards().await
-            {
-                for hazard in hazards {
+            if seconds.is_multiple_of(LOOK_EVERY) {
+                broker.forget_quotas().await;
+                for hazard in broker.hazards().await.unwrap_or_default() {
                     tracing::warn!(hazard = hazard.name, "{}", hazard.what);
                 }
             }

@@ -6,6 +6,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -63,6 +64,15 @@ pub struct ClientCaFile {
     pub trust_domains: Vec<String>,
     /// Suffixes of DNS names.
     pub dns_suffixes: Vec<String>,
+}
+
+/// How much is taken from peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most connections at a time.
+    pub connections: usize,
+    /// Most requests a second over one of them, whoever sends them.
+    pub requests_per_second: NonZeroU32,
 }
 
 /// Why the files can't be used.
@@ -164,15 +174,15 @@ impl Tls {
     pub fn accept(
         self: &Arc<Self>,
         listener: TcpListener,
-        most: usize,
+        limits: Limits,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> mpsc::Receiver<std::io::Result<Connection>> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let (tls, tasks_of_handshakes) = (Arc::clone(self), tasks.clone());
-        let (slots, handshakes) = (Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(HANDSHAKES)));
+        let (slots, handshakes) = (Arc::new(Semaphore::new(limits.connections)), Arc::new(Semaphore::new(HANDSHAKES)));
         // Whoever has no certificate has not said who it is: such connections leave half of the places to the others.
-        let nameless = Arc::new(Semaphore::new(most.div_ceil(2)));
+        let nameless = Arc::new(Semaphore::new(limits.connections.div_ceil(2)));
         tasks.spawn(async move {
             loop {
                 let free = Arc::clone(&handshakes).acquire_owned();
@@ -183,7 +193,7 @@ impl Tls {
                         let (tls, sender) = (Arc::clone(&tls), sender.clone());
                         let (slots, nameless) = (Arc::clone(&slots), Arc::clone(&nameless));
                         tasks_of_handshakes.spawn(async move {
-                            let shaken = tls.handshake(stream).await;
+                            let shaken = tls.handshake(stream, limits.requests_per_second).await;
                             drop(shaking);
                             // A peer without an accepted certificate never takes a connection's place.
                             let connection = shaken.and_then(|(stream, peer)| {
@@ -211,7 +221,11 @@ impl Tls {
         receiver
     }
 
-    async fn handshake(&self, stream: TcpStream) -> Option<(TlsStream<TcpStream>, Peer)> {
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        requests_per_second: NonZeroU32,
+    ) -> Option<(TlsStream<TcpStream>, Peer)> {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY");
         }
@@ -226,7 +240,7 @@ impl Tls {
         };
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-        let peer = Peer::new(chain, Arc::clone(&self.trust), Arc::clone(&self.clock));
+        let peer = Peer::new(chain, Arc::clone(&self.trust), Arc::clone(&self.clock), requests_per_second);
         Some((stream, peer))
     }
 }

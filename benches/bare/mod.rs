@@ -2,6 +2,7 @@
 //! message, and does nothing else. And the load that both are given.
 
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
@@ -11,7 +12,7 @@ use p8broker::clock::{Stopwatch, SystemClock};
 use p8broker::grpc::proto;
 use p8broker::grpc::proto::token_service_server::{TokenService, TokenServiceServer};
 use p8broker::metrics::Metrics;
-use p8broker::tls::Tls;
+use p8broker::tls::{Limits, Tls};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -152,7 +153,8 @@ impl Served {
         let tls =
             Arc::new(Tls::load(files, Arc::new(SystemClock), Metrics::new().unwrap(), Arc::new(|| false)).unwrap());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let connections = tls.accept(listener, 20_000, &tasks, stop.clone());
+        let limits = Limits { connections: 20_000, requests_per_second: NonZeroU32::new(1_000_000).unwrap() };
+        let connections = tls.accept(listener, limits, &tasks, stop.clone());
         let (push, _) = broadcast::channel(16);
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
         let serving = tonic::transport::Server::builder()

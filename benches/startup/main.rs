@@ -3,6 +3,7 @@
 
 mod deciding;
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ async fn open(dir: &Path) -> (Arc<dyn Store>, Arc<Broker>) {
         bootstrap: vec![],
         anchor: None,
         replica: "bench".to_owned(),
+        signatures_per_second: NonZeroU32::MAX,
     });
     broker.start().await;
     (store, broker)
@@ -73,7 +75,7 @@ async fn add_rows(dir: &Path, rows: u32) {
             out.push(end.push(&keyring, event).unwrap());
         }
         end = end.sealed(&keyring, &row.vault).unwrap();
-        let _ = store.commit_rows(None, &AuditBatch { rows: out, end: end.clone() }).await.unwrap();
+        let _ = store.commit_rows(None, &AuditBatch { rows: out, quota: vec![], end: end.clone() }).await.unwrap();
     }
     store.close().await;
 }

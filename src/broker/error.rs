@@ -4,6 +4,7 @@ use super::Refusal;
 use crate::domain::decide::Denial;
 use crate::domain::document::Violation;
 use crate::domain::operator::Power;
+use crate::domain::quota::Bound;
 use crate::id::{CeilingName, DecisionId, KeyId, PolicyName, Revision};
 use crate::store::StoreError;
 use crate::vault::p8::P8Error;
@@ -35,6 +36,19 @@ pub enum BrokerError {
         /// What an operator can look up.
         decision_id: DecisionId,
     },
+    /// The policy's quota for this client is used up.
+    #[error("this client has had all the {bound} that its policy grants; try again in {retry_after_s} s")]
+    QuotaExceeded {
+        /// Which bound is reached.
+        bound: Bound,
+        /// In how many seconds its window is over.
+        retry_after_s: u64,
+        /// What an operator can look up.
+        decision_id: DecisionId,
+    },
+    /// More tokens are asked for than this broker signs in a second, for all callers together.
+    #[error("the broker is signing as many tokens a second as it may (limits.signatures_per_second); wait a second")]
+    SigningLimited,
     /// The caller lacks the power.
     #[error("this takes an operator with the power `{}`", .0.as_str())]
     LacksPower(Power),
@@ -212,6 +226,8 @@ impl BrokerError {
             Self::Sealed { .. } => "SEALED",
             Self::Refusing(_) => "REFUSING_TO_SERVE",
             Self::Denied { denial, .. } => denial.reason.as_str(),
+            Self::QuotaExceeded { .. } => "QUOTA_EXCEEDED",
+            Self::SigningLimited => "RATE_LIMITED",
             Self::LacksPower(_) => "POWER_MISSING",
             Self::OutsideAppGroup(_) => "OUTSIDE_APP_GROUP",
             Self::Invalid(_) => "INVALID_ARGUMENT",

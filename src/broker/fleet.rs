@@ -59,6 +59,13 @@ impl Broker {
         }
     }
 
+    /// Forgets counts of quotas that are over for long; called every minute.
+    pub async fn forget_quotas(&self) {
+        if let Err(error) = self.parts.store.forget_quotas().await {
+            tracing::debug!(%error, "old counts of quotas can't be forgotten");
+        }
+    }
+
     /// Replicas that gave a sign of life lately, by name.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ pub(super) struct Group {
 impl Group {
     /// Nothing yet, on a state and after the end of a writer's chain.
     pub(super) fn on(state: &State, end: WriterEnd) -> Self {
-        let audit = AuditBatch { rows: Vec::new(), end };
+        let audit = AuditBatch { rows: Vec::new(), end, quota: Vec::new() };
         let append = Append { expected: state.head(), records: Vec::new(), audit, keys: Vec::new(), seal: None };
         Self { append, after: state.clone(), news: News::default(), events: Vec::new() }
     }

@@ -1,8 +1,9 @@
 //! Issues a token: decide, sign or reuse, write down, answer.
 //!
 //! Steps: (1) decide on the state in memory; (2) take the cached token where it fits, else sign; (3) commit the audit row
-//! at the head that was decided on; where the head has moved, go back to (1); (4) answer. The order is what P4 and P5
-//! rest on: a token exists in memory before its row does, and leaves only after.
+//! at the head that was decided on, counted against the policy's quota; where the head has moved, go back to (1); (4) answer.
+//! The order is what P4 and P5 rest on: a token exists in memory before its row does, and leaves only after. A quota that
+//! is known to be used up is refused between (1) and (2), before anything is signed or asked.
 //!
 //! # Invariants
 //! - P4: the answer is built after the row is durable.
@@ -10,19 +11,21 @@
 //! - `INV-ISSUE-1`: a token is reused only for the same caller, policy, key, group, scope and asked lifetime, before half
 //!   its life, within what this decision grants, and where nothing it was issued under was revoked since.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use moka::sync::Cache;
 use tokio::sync::Mutex;
 
 use super::error::BrokerError;
-use super::ledger::Committed;
+use super::ledger::{Committed, OverQuota};
 use super::{Broker, Caller, OpenVault};
 use crate::clock::{Stopwatch, UnixMillis};
 use crate::domain::audit::{AuditEvent, AuditedToken, Outcome};
 use crate::domain::decide::{Decision, Denial, Permit, TokenRequest, decide};
 use crate::domain::enforcement::Enforcement;
 use crate::domain::operation::Operation;
+use crate::domain::quota::Bound;
 use crate::domain::state::State;
 use crate::domain::target::Target;
 use crate::id::{AppGroupName, ClientId, DecisionId, KeyId, PolicyName, Revision};
@@ -129,6 +132,9 @@ impl Broker {
                 Err(_) if open.follow.catch_up().await.is_ok_and(|newest| newest.head() != state.head()) => continue,
                 Err(denial) => return Err(self.deny(caller, &ask, denial, decision_id)),
             };
+            if !self.has_quota(&open, (caller, &ask), &permit, Bound::TokensPerHour, &decision_id).await? {
+                continue;
+            }
             let issued = if ask.fresh {
                 let slot = self.slot(&open, caller, &ask, &permit);
                 let issued = self.sign_and_commit(&open, caller, &ask, permit, &state, &decision_id).await?;
@@ -177,7 +183,7 @@ impl Broker {
         if let Some(earlier) = cached.as_ref().filter(|earlier| earlier.fits(&permit, state, caller.client())) {
             let (token, since) = (Arc::clone(&earlier.token), earlier.revision);
             drop(cached);
-            let event = event(caller, ask, &permit, &token, Outcome::Reused, decision_id);
+            let event = event(caller, ask, &permit, &token, (Outcome::Reused, state), decision_id);
             let decision = permit.decision();
             return self.commit(open, event, decision, &ask.request, (token, Some(since)), decision_id).await;
         }
@@ -197,6 +203,13 @@ impl Broker {
         state: &State,
         decision_id: &DecisionId,
     ) -> Result<Option<Issued>, BrokerError> {
+        if !self.has_quota(open, (caller, ask), &permit, Bound::FreshPerMinute, decision_id).await? {
+            return Ok(None);
+        }
+        if self.signing.check().is_err() {
+            self.parts.metrics.denials.with_label_values(&[BrokerError::SigningLimited.reason()]).inc();
+            return Err(BrokerError::SigningLimited);
+        }
         // A key that was destroyed since the decision: the head has moved, so decide again.
         let Some(key) = open.vault.signing_key(&permit.key().id) else { return Ok(None) };
         let decision = permit.decision();
@@ -207,7 +220,7 @@ impl Broker {
         if state.is_revoked(&Target::Token(token.id().clone())) {
             return Ok(None);
         }
-        let event = event(caller, ask, token.permit(), &token, Outcome::Signed, decision_id);
+        let event = event(caller, ask, token.permit(), &token, (Outcome::Signed, state), decision_id);
         self.commit(open, event, decision, &ask.request, (Arc::new(token), None), decision_id).await
     }
 
@@ -223,48 +236,101 @@ impl Broker {
     ) -> Result<Option<Issued>, BrokerError> {
         let watch = Stopwatch::start();
         let reused = since.is_some();
-        let (signed, request) = (Arc::clone(&token), request.clone());
-        let again = move |state: &State, now| holds_again(&signed, &request, since, state, now);
+        let (signed, asked) = (Arc::clone(&token), request.clone());
+        let again = move |state: &State, now| holds_again(&signed, &asked, since, state, now);
         let committed = open.ledger.commit(event, decision, Box::new(again)).await;
         self.observe("commit", watch);
         match committed {
             // INVARIANT (P4): the token is let go here, and nowhere else.
-            Committed::Yes(decision) => Ok(Some(Issued {
-                token,
-                revision: decision.head.revision,
-                decision_id: decision_id.clone(),
-                decided_at: decision.at,
-                reused,
-                enforced_by: decision.enforced_by,
-            })),
+            Committed::Yes(decision) => {
+                self.count_watched(&decision, request);
+                Ok(Some(Issued {
+                    token,
+                    revision: decision.head.revision,
+                    decision_id: decision_id.clone(),
+                    decided_at: decision.at,
+                    reused,
+                    enforced_by: decision.enforced_by,
+                }))
+            }
             Committed::HeadMoved => Ok(None),
+            Committed::OverQuota(OverQuota { event, bound, retry_after_s }) => {
+                let denial = AuditEvent {
+                    at: self.parts.clock.now(),
+                    outcome: Outcome::Denied,
+                    key_id: None,
+                    token: None,
+                    ..*event
+                };
+                Err(self.over_quota(denial, bound, retry_after_s, decision_id))
+            }
             Committed::Unavailable => Err(BrokerError::Unavailable(crate::store::StoreError::Unavailable(
                 "the audit row was not written".to_owned(),
             ))),
         }
     }
 
+    /// Whether the quota may have something left, as far as this replica knows; `false` where it knows that nothing is, but
+    /// of an older state: then the token must be decided again.
+    ///
+    /// # Errors
+    /// With the refusal, which like any other is of the newest state.
+    async fn has_quota(
+        &self,
+        open: &OpenVault,
+        (caller, ask): (&Caller, &TokenAsk),
+        permit: &Permit,
+        bound: Bound,
+        decision_id: &DecisionId,
+    ) -> Result<bool, BrokerError> {
+        let Some(quota) = permit.quota() else { return Ok(true) };
+        let (policy, client) = (permit.policy().name.clone(), caller.client().to_string());
+        let key = (policy.as_str(), client.as_str());
+        let Some(retry_after_s) = open.used_up.retry_after_s(key, quota, bound, self.parts.clock.now()) else {
+            return Ok(true);
+        };
+        if open.follow.catch_up().await.is_ok_and(|newest| newest.head() != permit.head()) {
+            return Ok(false);
+        }
+        let denial = self.denial(caller, ask, Some(&policy), permit.head().revision, decision_id);
+        Err(self.over_quota(denial, bound, retry_after_s, decision_id))
+    }
+
+    fn over_quota(&self, denial: AuditEvent, bound: Bound, retry_after_s: u64, id: &DecisionId) -> BrokerError {
+        let error = BrokerError::QuotaExceeded { bound, retry_after_s, decision_id: id.clone() };
+        let detail = format!("{}; {}", denial.detail, bound.as_str());
+        self.record_denial(AuditEvent { reason: error.reason().to_owned(), detail, ..denial });
+        error
+    }
+
     fn deny(&self, caller: &Caller, ask: &TokenAsk, denial: Denial, decision_id: DecisionId) -> BrokerError {
+        let event = self.denial(caller, ask, denial.policy.as_ref(), denial.head.revision, &decision_id);
+        self.record_denial(AuditEvent { reason: denial.reason.as_str().to_owned(), ..event });
+        BrokerError::Denied { denial, decision_id }
+    }
+
+    /// The row of a refusal; why is up to the caller.
+    fn denial(
+        &self,
+        caller: &Caller,
+        ask: &TokenAsk,
+        policy: Option<&PolicyName>,
+        revision: Revision,
+        decision_id: &DecisionId,
+    ) -> AuditEvent {
         let request = &ask.request;
-        let event = AuditEvent {
-            at: self.parts.clock.now(),
-            event: "IssueToken".to_owned(),
-            outcome: Outcome::Denied,
-            reason: denial.reason.as_str().to_owned(),
-            decision_id: decision_id.to_string(),
-            caller: caller.client().to_string(),
-            identity: caller.identity.clone(),
+        AuditEvent {
             detail: asked(ask),
-            policy: denial.policy.as_ref().map(ToString::to_string),
-            key_id: None,
+            identity: match self.open() {
+                Ok(open) => identity(caller, &request.app_group, &open.state()),
+                Err(_) => caller.identity.clone(),
+            },
+            policy: policy.map(ToString::to_string),
             app_group: Some(request.app_group.to_string()),
             role: Some(request.role.to_string()),
             scope: Some(scope_text(&request.scope)).filter(|scope| !scope.is_empty()),
-            token: None,
-            revision: denial.head.revision,
-        };
-        self.record_denial(event);
-        BrokerError::Denied { denial, decision_id }
+            ..self.refusal(caller, "IssueToken", "", decision_id, revision)
+        }
     }
 
     fn observe(&self, step: &str, watch: Stopwatch) {
@@ -300,7 +366,7 @@ fn event(
     ask: &TokenAsk,
     permit: &Permit,
     token: &SignedToken,
-    outcome: Outcome,
+    (outcome, state): (Outcome, &State),
     decision_id: &DecisionId,
 ) -> AuditEvent {
     let signed = token.permit();
@@ -311,8 +377,8 @@ fn event(
         reason: "OK".to_owned(),
         decision_id: decision_id.to_string(),
         caller: caller.client().to_string(),
-        identity: caller.identity.clone(),
-        detail: asked(ask),
+        identity: identity(caller, &ask.request.app_group, state),
+        detail: noted(ask, permit),
         policy: Some(permit.policy().name.to_string()),
         key_id: Some(permit.key().id.to_string()),
         app_group: Some(permit.app_group().name.to_string()),
@@ -332,6 +398,25 @@ fn asked(ask: &TokenAsk) -> String {
     let ttl = ask.request.ttl_s.map_or_else(|| "default".to_owned(), |ttl| format!("{ttl}s"));
     let fresh = if ask.fresh { ", fresh" } else { "" };
     format!("ttl {ttl}{fresh}, {} scope entries", ask.request.scope.len())
+}
+
+/// The same, with what somebody should notice about the token.
+fn noted(ask: &TokenAsk, permit: &Permit) -> String {
+    let mut out = asked(ask);
+    if permit.policy().break_glass {
+        out.push_str("; break-glass");
+    }
+    for shadow in permit.shadows() {
+        let _ = write!(out, "; {} {} would refuse: {}", shadow.kind, shadow.name, shadow.reason.as_str());
+    }
+    out
+}
+
+/// What the caller's name rests on, with the claims that a decision may have asked about, so that it can be explained.
+fn identity(caller: &Caller, group: &AppGroupName, state: &State) -> String {
+    let Some(vouched) = &caller.principal.vouched else { return caller.identity.clone() };
+    let facts = caller.principal.facts(state.claims_named(group, &vouched.issuer));
+    format!("{}{facts}", caller.identity)
 }
 
 fn scope_text(scope: &[Operation]) -> String {

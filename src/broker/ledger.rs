@@ -16,6 +16,7 @@ use crate::clock::UnixMillis;
 use crate::domain::audit::AuditEvent;
 use crate::domain::change::Change;
 use crate::domain::decide::Decision;
+use crate::domain::quota::Bound;
 use crate::domain::state::State;
 use crate::id::KeyId;
 use crate::signer::SigningKey;
@@ -32,10 +33,24 @@ const QUEUE: usize = 8192;
 pub(super) enum Committed {
     /// It is durable; with the decision that it was committed on.
     Yes(Decision),
-    /// The head has moved, and what was decided does not hold as it is: the token must be decided again.
+    /// The head has moved, and what was decided does not hold as it is; or what is left of its quota went to others while
+    /// this replica asked: the token must be decided again.
     HeadMoved,
+    /// Its quota is used up.
+    OverQuota(OverQuota),
     /// It could not be written.
     Unavailable,
+}
+
+/// Why a token's row was not written, and when it could be.
+#[derive(Debug, Clone)]
+pub(super) struct OverQuota {
+    /// The row, as decided last.
+    pub(super) event: Box<AuditEvent>,
+    /// Which bound is reached.
+    pub(super) bound: Bound,
+    /// In how many seconds its window is over.
+    pub(super) retry_after_s: u64,
 }
 
 /// A change that was made, or found to be made already.
@@ -86,6 +101,9 @@ pub(super) struct Waiting {
     pub(super) again: Again,
     pub(super) reply: oneshot::Sender<Committed>,
 }
+
+/// A row to commit; a token's with who waits for it.
+pub(super) type Row = (AuditEvent, Option<Waiting>);
 
 /// What waits to become durable.
 pub(super) enum Entry {

@@ -16,18 +16,22 @@ mod ledger;
 mod load;
 mod open;
 mod propose;
+mod quota;
 mod record;
 mod revoke;
 mod root;
 mod seal;
 mod session;
+mod shadow;
 mod watch;
 mod writer;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -174,6 +178,7 @@ pub struct OpenVault {
     ledger: ledger::Ledger,
     tokens: issue::Tokens,
     watchers: Arc<watch::Watchers>,
+    used_up: Arc<quota::UsedUp>,
 }
 
 impl OpenVault {
@@ -209,6 +214,8 @@ pub struct Parts {
     pub anchor: Option<Anchor>,
     /// This replica's name.
     pub replica: String,
+    /// Most tokens signed in a second, for all callers together.
+    pub signatures_per_second: NonZeroU32,
 }
 
 /// One replica.
@@ -223,6 +230,9 @@ pub struct Broker {
     sealed_at: ArcSwap<Option<Head>>,
     started: UnixMillis,
     denials: denials::Denials,
+    /// In front of signing, whoever asks.
+    signing: DefaultDirectRateLimiter,
+    shadows: shadow::Shadows,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -233,6 +243,8 @@ impl Broker {
         let phase = Phase::Sealed("it has not been opened since the start".to_owned());
         Arc::new(Self {
             started: parts.clock.now(),
+            shadows: shadow::Shadows::default(),
+            signing: RateLimiter::direct(Quota::per_second(parts.signatures_per_second)),
             parts,
             phase: Arc::new(ArcSwap::from_pointee(phase)),
             sealing: Mutex::default(),

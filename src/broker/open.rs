@@ -17,6 +17,7 @@ use super::history::Waiting;
 use super::issue::Tokens;
 use super::ledger::{Proposal, Propose};
 use super::load::load;
+use super::quota::UsedUp;
 use super::seal::Sealing;
 use super::session::Vault;
 use super::watch::Watchers;
@@ -133,6 +134,7 @@ impl Broker {
             looked: AtomicU64::default(),
             last_look: ArcSwap::from_pointee(Stopwatch::start()),
         });
+        let used_up = Arc::new(UsedUp::default());
         let writer = Writer {
             store: Arc::clone(&self.parts.store),
             follow: Arc::clone(&follow),
@@ -140,6 +142,7 @@ impl Broker {
             tasks: self.tasks.clone(),
             replica: self.parts.replica.clone(),
             end: None,
+            used_up: Arc::clone(&used_up),
         };
         let (ledger, task) = writer.start(first).await?;
         let state = vault.state();
@@ -153,7 +156,8 @@ impl Broker {
         self.tasks.spawn(task);
         self.tasks.spawn(Arc::clone(&watchers).run(Arc::clone(&follow), Arc::clone(&self.parts.clock)));
         tracing::info!(vault = %vault.id, revision = state.head().revision.0, "unsealed");
-        let open = OpenVault { vault, follow: Arc::clone(&follow), ledger, tokens: Tokens::default(), watchers };
+        let tokens = Tokens::default();
+        let open = OpenVault { vault, follow: Arc::clone(&follow), ledger, tokens, watchers, used_up };
         // Shares given towards a rekey, and a keyring kept for lost history, are of an earlier opening.
         *self.waiting.lock().await = None;
         self.set_phase(Phase::Open(Arc::new(open)));

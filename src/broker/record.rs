@@ -69,7 +69,7 @@ pub(super) fn first_record(
     Ok(Append {
         expected: Head::default(),
         records: vec![SealedRecord::seal(keyring, &seal.vault, Head::default(), &record)?],
-        audit: AuditBatch { rows: vec![row], end: end.sealed(keyring, &seal.vault)? },
+        audit: AuditBatch { rows: vec![row], end: end.sealed(keyring, &seal.vault)?, quota: Vec::new() },
         keys: Vec::new(),
         seal: Some(seal),
     })

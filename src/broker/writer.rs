@@ -3,8 +3,9 @@
 //! It drains what has queued, appends the changes in one transaction, then commits the rows in one more.
 //!
 //! Steps for rows: tokens decided at another head than this replica's are decided again, and go back where that changes
-//! anything; the others are given their place in the chain and committed where the head in the database is still that one;
-//! only then do their waiters learn of it.
+//! anything; the others are given their place in the chain and committed where the head in the database is still that one
+//! and no quota is exceeded; only then do their waiters learn of it. Where a quota is, the rows that do not fit are answered,
+//! and the others go on at once.
 //! Steps for changes: propose each on the state that the one before it leaves (authority is checked there), seal it for that
 //! head, append all of them with their audit rows where the head in the database is still the first one's; fold, publish,
 //! move the anchor, answer. Where the head has moved, catch up and start over, until the deadline.
@@ -25,14 +26,15 @@ use super::Asker;
 use super::error::BrokerError;
 use super::follow::Follow;
 use super::group::Group;
-use super::ledger::{Changed, Committed, Entry, Ledger, Proposal, Propose, Waiting};
+use super::ledger::{Changed, Committed, Entry, Ledger, Proposal, Propose, Row, Waiting};
+use super::quota::{self, Asked, UsedUp};
 use super::record::random_bits;
 use crate::clock::{Clock, Stopwatch, UnixMillis};
 use crate::domain::audit::AuditEvent;
 use crate::domain::change::{AuditPosition, Change};
 use crate::domain::state::State;
 use crate::id::{DecisionId, Head, WriterId};
-use crate::store::{Append, AuditBatch, Fenced, KeyBytes, Store, StoreError};
+use crate::store::{Append, AuditBatch, Fenced, KeyBytes, QuotaAsk, QuotaLeft, Store, StoreError};
 use crate::vault::audit_chain::WriterEnd;
 
 /// Most entries taken from the queue for one commit.
@@ -50,16 +52,17 @@ const CHECKPOINT_EVERY: u64 = 1000;
 /// A token's row that loses the head this often goes back to be asked for again.
 const MOST_TRIES: u32 = 5;
 
-/// A row to commit; a token's with who waits for it.
-type Row = (AuditEvent, Option<Waiting>);
+/// How often a batch is made to fit into its quotas; after that, all rows that count against one go back.
+const MOST_FITTINGS: u32 = 4;
 
 /// What is done together with the registration of a writer, checked on the state that it is done on.
 pub(super) type First = (Asker, Propose);
 
-/// What became of rows; those that lost the head come back.
+/// What became of rows; those that lost the head come back, and those of a batch that is over a quota.
 enum Written {
     Committed,
     HeadMoved(Vec<AuditEvent>),
+    OverQuota(Vec<AuditEvent>, Vec<QuotaLeft>),
 }
 
 /// A change that waits to be made.
@@ -79,6 +82,7 @@ pub(super) struct Writer {
     pub(super) replica: String,
     /// The end of this writer's chain; `None` before the first writer, and after a commit of unknown outcome.
     pub(super) end: Option<WriterEnd>,
+    pub(super) used_up: Arc<UsedUp>,
 }
 
 impl Writer {
@@ -135,15 +139,18 @@ impl Writer {
     /// Commits rows. Where the head moves under them, the tokens among them are decided again here, on the newer state, so
     /// that changes of others do not starve them.
     async fn commit(&mut self, mut rows: Vec<Row>) {
-        for _ in 0..MOST_TRIES {
+        let (mut moves, mut fittings) = (0_u32, 0_u32);
+        while moves < MOST_TRIES {
             let state = self.follow.vault.state();
             let rows_at_head = decided_at(rows, &state, self.clock.now());
             if rows_at_head.is_empty() {
                 return;
             }
+            let asks = quota::asks(&rows_at_head);
             let (events, waiting): (Vec<_>, Vec<_>) = rows_at_head.into_iter().unzip();
             let fence = waiting.iter().any(Option::is_some).then_some(state.head());
-            match self.write(events, fence).await {
+            let asked = Asked::at(self.clock.now());
+            match self.write(events, asks, fence).await {
                 Ok(Written::Committed) => {
                     self.follow.metrics.last_commit.set(self.clock.now().seconds());
                     // INVARIANT (P4): nobody is told before this line.
@@ -152,7 +159,16 @@ impl Writer {
                     }
                     return;
                 }
+                Ok(Written::OverQuota(events, left)) => {
+                    fittings = fittings.saturating_add(1);
+                    let all = events.into_iter().zip(waiting).collect();
+                    rows = quota::keep_fitting(all, left, &self.used_up, asked);
+                    if fittings >= MOST_FITTINGS {
+                        rows = quota::send_back(rows);
+                    }
+                }
                 Ok(Written::HeadMoved(events)) => {
+                    moves = moves.saturating_add(1);
                     self.follow.metrics.fence_retries.inc_by(waiting.iter().flatten().count() as u64);
                     rows = events.into_iter().zip(waiting).collect();
                     if let Err(error) = self.follow.catch_up().await {
@@ -175,7 +191,12 @@ impl Writer {
         }
     }
 
-    async fn write(&mut self, events: Vec<AuditEvent>, fence: Option<Head>) -> Result<Written, BrokerError> {
+    async fn write(
+        &mut self,
+        events: Vec<AuditEvent>,
+        asks: Vec<QuotaAsk>,
+        fence: Option<Head>,
+    ) -> Result<Written, BrokerError> {
         // INVARIANT (INV-LEDGER-1): taken here and given back only after a known outcome.
         let mut end = match self.end.take() {
             Some(end) => end,
@@ -191,7 +212,7 @@ impl Writer {
         let before = end.clone();
         let keyring = self.follow.vault.keyring();
         let rows = events.into_iter().map(|event| end.push(&keyring, event)).collect::<Result<Vec<_>, _>>()?;
-        let batch = AuditBatch { rows, end: end.sealed(&keyring, &self.follow.vault.id)? };
+        let batch = AuditBatch { rows, end: end.sealed(&keyring, &self.follow.vault.id)?, quota: asks };
         self.follow.metrics.batch_rows.observe(batch.rows.len() as f64);
         Ok(match self.store.commit_rows(fence, &batch).await? {
             Fenced::Committed => {
@@ -201,6 +222,10 @@ impl Writer {
             Fenced::HeadMoved => {
                 self.end = Some(before);
                 Written::HeadMoved(batch.rows.into_iter().map(|row| row.event).collect())
+            }
+            Fenced::OverQuota(left) => {
+                self.end = Some(before);
+                Written::OverQuota(batch.rows.into_iter().map(|row| row.event).collect(), left)
             }
         })
     }
@@ -298,7 +323,8 @@ impl Writer {
             // What failed may have landed all the same: the log says. Where it can't say now, following finds it later.
             Err(error) => self.find_out(&append, error).await?,
         };
-        if fenced == Fenced::HeadMoved {
+        // Changes count against no quota.
+        if fenced != Fenced::Committed {
             self.end = Some(before);
             self.follow.catch_up().await?;
             return Ok(None);

@@ -166,6 +166,7 @@ async fn init_here(
         bootstrap: clients.clone(),
         anchor: config.anchor.file.as_deref().map(Anchor::at),
         replica: format!("{} (operator init)", config.replica()),
+        signatures_per_second: config.limits.signatures_per_second,
     });
     let forgotten = operators.iter().any(|text| !config.bootstrap.operators.contains(text));
     if forgotten {

@@ -7,6 +7,7 @@ use super::feature::Access;
 use super::key::{AppAccess, Key, KeyKind, KeyState};
 use super::operation::Operation;
 use super::policy::Policy;
+use super::quota::Quota;
 use super::state::State;
 
 /// Who enforces a limit.
@@ -41,7 +42,7 @@ impl EnforcedBy {
 /// One limit, and who holds the bearer to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enforcement {
-    /// Which: `lifetime`, `role`, `app_group`, `operations` or `features`.
+    /// Which: `lifetime`, `role`, `app_group`, `operations`, `features` or, of a policy, `quota`.
     pub limit: &'static str,
     /// Who.
     pub by: EnforcedBy,
@@ -118,6 +119,10 @@ pub fn of_policy(policy: &Policy, state: &State) -> Vec<Enforcement> {
     ];
     if !policy.features.is_empty() {
         out.push(features(policy, needs_scope(policy, state)));
+    }
+    if policy.quota.as_ref().is_some_and(Quota::is_bounded) {
+        let text = "the broker counts the tokens that it hands out to each client; nobody counts what their bearers do with them";
+        out.push(entry("quota", EnforcedBy::BrokerAtIssue, text));
     }
     out
 }

@@ -16,7 +16,3 @@ pub(super) async fn explain(
 pub(super) fn list_access(_: &Broker, _: proto::ListAccessRequest) -> Result<proto::ListAccessResponse, Status> {
     Err(Status::unimplemented("draft"))
 }
-
-pub(super) async fn report_shadows(_: &Broker) -> Result<proto::ReportShadowsResponse, Status> {
-    Err(Status::unimplemented("draft"))
-}

@@ -1,9 +1,10 @@
 //! What happens to every request before a service sees it.
 //!
-//! Steps: find the RPC's row; authenticate the connection anew, as its certificate may have lapsed since the last
-//! request, and the bearer token where there is one, which then names the caller; count it against the caller's limit;
-//! check the row's power on the newest state. The token goes no further than this. Refusals of an authenticated
-//! caller are audited; those of a peer without an identity are only counted. The use cases check powers once more on the
+//! Steps: find the RPC's row; count the request against the connection's limit, so that a flood costs next to nothing;
+//! authenticate the connection anew, as its certificate may have lapsed since the last request, and the bearer token where
+//! there is one, which then names the caller; count the request against the caller's limit; check the row's power on the
+//! newest state. The token goes no further than this. Refusals of an authenticated caller are audited; those of a peer
+//! without an identity, and those for sending too much, are only counted. The use cases check powers once more on the
 //! state they change.
 
 use std::num::NonZeroU32;
@@ -21,7 +22,7 @@ use tower::{Layer, Service};
 use zeroize::Zeroizing;
 
 use super::access::{self, Access, Audited, Limit, Who};
-use super::status::rate_limited;
+use super::status::{RATE_LIMITED, rate_limited};
 use crate::broker::{Broker, BrokerError, Caller, Phase};
 use crate::domain::operator::Power;
 use crate::domain::principal::Principal;
@@ -104,14 +105,18 @@ impl Inner {
             Limit::None => None,
         };
         if limiter.is_some_and(|limiter| limiter.check_key(caller.client()).is_err()) {
-            self.broker.metrics().denials.with_label_values(&["RATE_LIMITED"]).inc();
-            return Err(rate_limited());
+            return Err(self.limited("this client"));
         }
         self.authorise(row, &caller).map_err(|error| {
             self.broker.record_refused_rpc(&caller, row.path, error.reason());
             Status::from(error)
         })?;
         Ok(caller)
+    }
+
+    fn limited(&self, who: &str) -> Status {
+        self.broker.metrics().denials.with_label_values(&[RATE_LIMITED]).inc();
+        rate_limited(who)
     }
 
     /// What a use case refused is a refusal, too; a decision on a token has written its own row.
@@ -196,6 +201,10 @@ where
         };
         let (gate, peer) = (Arc::clone(&self.gate), request.extensions().get::<Peer>().cloned());
         let Some(peer) = peer else { return refuse(Status::internal("the connection has no peer")) };
+        // Before any work is done for it.
+        if !peer.may_ask() {
+            return refuse(self.gate.limited("this connection"));
+        }
         let token = bearer_of(request.headers_mut());
         // The service that was asked whether it is ready is the one that is called.
         let ready = self.inner.clone();

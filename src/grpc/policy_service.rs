@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::convert::{Fields, enforcement_out, page_of, stamp_out, step_out, time_out};
+use super::convert::{Fields, enforcement_out, millis_out, page_of, stamp_out, step_out, time_out};
 use super::proto::policy_service_server::PolicyService;
 use super::proto::{
     ApplyRequest, ApplyResponse, ApproveProposalRequest, ApproveProposalResponse, CloseBreakGlassRequest,
@@ -29,6 +29,7 @@ use crate::domain::target::Target;
 use crate::id::{
     AccountName, AppGroupName, CeilingName, IdError, IssuerName, OperatorName, PolicyName, ProposalId, Revision,
 };
+use crate::store::ShadowCount;
 
 #[tonic::async_trait]
 impl PolicyService for Service {
@@ -151,7 +152,17 @@ impl PolicyService for Service {
         &self,
         _: Request<ReportShadowsRequest>,
     ) -> Result<Response<ReportShadowsResponse>, Status> {
-        super::explain::report_shadows(&self.0).await.map(Response::new)
+        let one = |it: ShadowCount| super::proto::ShadowCount {
+            kind: it.key.kind,
+            name: it.key.name,
+            reason: it.key.reason,
+            client: it.key.client,
+            app_group: it.key.app_group,
+            count: it.count,
+            last: Some(millis_out(it.last)),
+        };
+        let counts = self.0.shadows().await?.into_iter().map(one).collect();
+        Ok(Response::new(ReportShadowsResponse { counts }))
     }
 
     async fn get_issuer(&self, request: Request<GetIssuerRequest>) -> Result<Response<GetIssuerResponse>, Status> {

@@ -15,11 +15,16 @@ use crate::identity::oidc::BearerError;
 /// `ErrorInfo.domain` of every error.
 pub const DOMAIN: &str = "p8broker";
 
+/// The reason of every limit on how often somebody may ask.
+pub const RATE_LIMITED: &str = "RATE_LIMITED";
+
 /// When trying again may help.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// When an issuer's keys may be had again.
 const ISSUER_RETRY: Duration = Duration::from_secs(5);
+/// What limits are counted in.
+const RATE_WINDOW: Duration = Duration::from_secs(1);
 
 impl From<BrokerError> for Status {
     fn from(error: BrokerError) -> Self {
@@ -66,6 +71,17 @@ impl From<BrokerError> for Status {
                 let metadata = HashMap::from([("decision_id".to_owned(), decision_id.to_string())]);
                 details.set_error_info(error.reason(), DOMAIN, metadata);
                 if denial.reason == DenyReason::Sealed { Code::Unavailable } else { Code::PermissionDenied }
+            }
+            BrokerError::QuotaExceeded { bound, retry_after_s, decision_id } => {
+                let metadata = [("decision_id", decision_id.to_string()), ("bound", bound.as_str().to_owned())];
+                let metadata = metadata.map(|(name, value)| (name.to_owned(), value));
+                details.set_error_info(error.reason(), DOMAIN, HashMap::from(metadata));
+                details.set_retry_info(Some(Duration::from_secs(*retry_after_s)));
+                Code::ResourceExhausted
+            }
+            BrokerError::SigningLimited => {
+                details.set_retry_info(Some(RATE_WINDOW));
+                Code::ResourceExhausted
             }
             BrokerError::LacksPower(_)
             | BrokerError::OutsideAppGroup(_)
@@ -142,11 +158,11 @@ pub fn invalid(violations: &[Violation]) -> Status {
     BrokerError::Invalid(violations.to_vec()).into()
 }
 
-/// The caller sends more than it may.
-pub fn rate_limited() -> Status {
-    let mut details = details("RATE_LIMITED");
-    details.set_retry_info(Some(Duration::from_secs(1)));
-    let message = "this client sends more requests a second than it may; wait a second";
+/// Whoever it is (`this client`, `this connection`) sends more than it may.
+pub fn rate_limited(who: &str) -> Status {
+    let mut details = details(RATE_LIMITED);
+    details.set_retry_info(Some(RATE_WINDOW));
+    let message = format!("{who} sends more requests a second than it may; wait a second");
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 

@@ -6,11 +6,13 @@
 //! request, on resumed sessions too (RFC 5280, section 6; SPIFFE X.509-SVID, section 2).
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -137,12 +139,24 @@ struct PeerInner {
     trust: Arc<ArcSwap<Trust>>,
     clock: Arc<dyn Clock>,
     verdict: ArcSwap<Option<Verdict>>,
+    requests: DefaultDirectRateLimiter,
 }
 
 impl Peer {
-    /// The peer of a handshake that has ended.
-    pub fn new(chain: Vec<CertificateDer<'static>>, trust: Arc<ArcSwap<Trust>>, clock: Arc<dyn Clock>) -> Self {
-        Self(Arc::new(PeerInner { chain, trust, clock, verdict: ArcSwap::default() }))
+    /// The peer of a handshake that has ended, and how many requests a second its connection may send.
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        trust: Arc<ArcSwap<Trust>>,
+        clock: Arc<dyn Clock>,
+        requests_per_second: NonZeroU32,
+    ) -> Self {
+        let requests = RateLimiter::direct(Quota::per_second(requests_per_second));
+        Self(Arc::new(PeerInner { chain, trust, clock, verdict: ArcSwap::default(), requests }))
+    }
+
+    /// Counts one request; answers whether the connection may send it.
+    pub fn may_ask(&self) -> bool {
+        self.0.requests.check().is_ok()
     }
 
     /// Who it is, by the trust files and the clock of this moment.

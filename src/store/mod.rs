@@ -6,10 +6,12 @@
 //! # Invariants
 //! - P4, P5 (the fence): [`Store::commit_rows`] and [`Store::append`] compare the head within the transaction that
 //!   writes, and write only where it is the one that the caller names.
+//! - `INV-QUOTA-1`: the same transaction counts what it hands out, and writes nothing where that would be over a quota.
 //! - P6: when [`Store::scrub`] returns, bytes of keys that were destroyed before are in no file of the live database.
 
 pub mod anchor;
 pub mod postgres;
+mod quota;
 mod reads;
 mod schema;
 mod sql;
@@ -23,6 +25,7 @@ use crate::id::{AppGroupName, Chain, ClientId, Head, IssuerName, KeyId, PolicyNa
 use crate::vault::audit_chain::WriterEnd;
 use crate::vault::log::SealedRecord;
 use crate::vault::unseal::SealRow;
+pub use quota::{QuotaAsk, QuotaLeft};
 
 /// Why the database did not do it, whatever the engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,13 +48,15 @@ pub enum StoreError {
 }
 
 /// What the fence said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Fenced {
     /// The head was the expected one, and everything was committed.
     Committed,
     /// The head has moved, and nothing was written.
     HeadMoved,
+    /// The head was the expected one, but these quotas would have been exceeded, and nothing was written.
+    OverQuota(Vec<QuotaLeft>),
 }
 
 /// Audit rows of one writer, with the end of its chain after them.
@@ -61,6 +66,8 @@ pub struct AuditBatch {
     pub rows: Vec<AuditRow>,
     /// The chain's end after them.
     pub end: WriterEnd,
+    /// What they count against quotas: one for each policy and client, sorted by them.
+    pub quota: Vec<QuotaAsk>,
 }
 
 /// A sealed Apple key.
@@ -180,6 +187,32 @@ pub struct Replica {
     pub seen: UnixMillis,
 }
 
+/// What was counted in shadow mode: what would have refused, why, and whom.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ShadowKey {
+    /// `policy` or `ceiling`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Why it would have refused.
+    pub reason: String,
+    /// Whom.
+    pub client: String,
+    /// For which app group.
+    pub app_group: String,
+}
+
+/// How often something would have refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShadowCount {
+    /// What.
+    pub key: ShadowKey,
+    /// How often.
+    pub count: u64,
+    /// When last.
+    pub last: UnixMillis,
+}
+
 /// One way in which an acknowledged commit could be lost, or time be misread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hazard {
@@ -237,8 +270,8 @@ pub trait Store: Send + Sync + 'static {
     /// Fails with [`StoreError::AlreadyInitialised`] where there is one.
     async fn initialise(&self, first: Append) -> Result<(), StoreError>;
 
-    /// The fence: commits the rows if the head is `decided_at`, and not otherwise. `None` is for rows that record what
-    /// was refused, which no change can make wrong.
+    /// The fence: commits the rows if the head is `decided_at` and they fit into their quotas, and not otherwise. `None` is
+    /// for rows that record what was refused, which no change can make wrong.
     async fn commit_rows(&self, decided_at: Option<Head>, batch: &AuditBatch) -> Result<Fenced, StoreError>;
 
     /// Appends records if the head is still the expected one, and not otherwise.
@@ -259,6 +292,15 @@ pub trait Store: Send + Sync + 'static {
 
     /// Replicas, by name.
     async fn replicas(&self) -> Result<Vec<Replica>, StoreError>;
+
+    /// Forgets counts of windows that are over for long.
+    async fn forget_quotas(&self) -> Result<(), StoreError>;
+
+    /// Adds to the counts of shadow mode, and forgets those not raised since `forget`.
+    async fn add_shadows(&self, counts: &[ShadowCount], forget: UnixMillis) -> Result<(), StoreError>;
+
+    /// Counts of shadow mode, most often first, at most `limit`.
+    async fn shadows(&self, limit: u32) -> Result<Vec<ShadowCount>, StoreError>;
 
     /// Makes sure that what was deleted before is in no file any more.
     async fn scrub(&self) -> Result<(), StoreError>;

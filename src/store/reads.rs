@@ -1,7 +1,8 @@
 //! Questions to the tables, written once for both engines: an engine says how a statement is sent, and how a column is read.
 
 use super::{
-    AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Replica, SealedKey, StoreError, StoredEnd, Under, sql,
+    AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Replica, SealedKey, ShadowCount, ShadowKey, StoreError,
+    StoredEnd, Under, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditEvent, AuditFilter, AuditRow, AuditedToken, LiveToken, Outcome};
@@ -306,6 +307,24 @@ fn replica(row: &impl Columns) -> Result<Replica, StoreError> {
         revision: revision(row, 3)?,
         started: UnixMillis(row.integer(4)?),
         seen: UnixMillis(row.integer(5)?),
+    })
+}
+
+pub(super) async fn shadows(ask: &impl Ask, limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
+    ask.ask(sql::SHADOWS.to_owned(), &[Value::Integer(i64::from(limit))]).await?.iter().map(shadow).collect()
+}
+
+fn shadow(row: &impl Columns) -> Result<ShadowCount, StoreError> {
+    Ok(ShadowCount {
+        key: ShadowKey {
+            kind: row.text(0)?,
+            name: row.text(1)?,
+            reason: row.text(2)?,
+            client: row.text(3)?,
+            app_group: row.text(4)?,
+        },
+        count: unsigned(row.integer(5)?)?,
+        last: UnixMillis(row.integer(6)?),
     })
 }
 

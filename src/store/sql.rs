@@ -34,6 +34,23 @@ pub(super) const FORGET_REPLICAS: &str = "delete from replica where seen_ms < $1
 pub(super) const REPLICAS: &str =
     "select name, version, phase, revision, started_ms, seen_ms from replica order by name";
 
+pub(super) const ADD_SHADOW: &str = "insert into shadow (kind, name, reason, client, app_group, count, last_ms) \
+     values ($1, $2, $3, $4, $5, $6, $7) on conflict (kind, name, reason, client, app_group) do update set \
+     count = shadow.count + excluded.count, \
+     last_ms = case when excluded.last_ms > shadow.last_ms then excluded.last_ms else shadow.last_ms end";
+pub(super) const FORGET_SHADOWS: &str = "delete from shadow where last_ms < $1";
+pub(super) const SHADOWS: &str = "select kind, name, reason, client, app_group, count, last_ms from shadow \
+     order by count desc, kind, name, reason, client, app_group limit $1";
+
+/// Forgets quotas of hours that are over for long, and of hours that are far ahead; `hour` is the hour it is now, as this
+/// engine has it.
+pub(super) fn forget_quotas(hour: &'static str, locking: &'static str) -> String {
+    format!(
+        "with old as (select policy, client from quota where hour < {hour} - $1 or hour > {hour} + $1 limit $2 {locking}) \
+         delete from quota where (policy, client) in (select policy, client from old)"
+    )
+}
+
 /// One writer's rows, in order.
 pub(super) fn rows_of_writer() -> String {
     format!("select {AUDIT_COLUMNS} from audit where writer = $1 and sequence > $2 order by sequence limit $3")

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use p8broker::grpc::proto::token_service_server::{TokenService, TokenServiceServ
 use p8broker::grpc::proto::watch_response::Event as Said;
 use p8broker::id::TokenId;
 use p8broker::metrics::Metrics;
-use p8broker::tls::Tls;
+use p8broker::tls::{Limits, Tls};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -214,7 +215,8 @@ impl Place {
         let tls = Arc::new(Tls::load(self.0.config.tls_files(), clock, metrics, Arc::new(|| false)).unwrap());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let fake = Fake { stop: stop.clone(), ..fake };
-        let connections = tls.accept(listener, 100, &tasks, stop.clone());
+        let limits = Limits { connections: 100, requests_per_second: NonZeroU32::new(1_000_000).unwrap() };
+        let connections = tls.accept(listener, limits, &tasks, stop.clone());
         let serving = tonic::transport::Server::builder()
             .add_service(TokenServiceServer::new(fake.clone()))
             .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.clone().cancelled_owned());

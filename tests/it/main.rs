@@ -26,6 +26,7 @@ mod keys;
 mod leak;
 mod oidc;
 mod policy;
+mod quota;
 mod revoke;
 mod seal;
 mod sim;

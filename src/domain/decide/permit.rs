@@ -10,9 +10,10 @@ use crate::domain::enforcement::{self, Enforcement};
 use crate::domain::key::Key;
 use crate::domain::operation::Operation;
 use crate::domain::policy::Policy;
+use crate::domain::quota::Quota;
 use crate::domain::state::State;
 use crate::domain::target::Target;
-use crate::id::{ClientId, Head, IssuerId};
+use crate::id::{ClientId, Head, IssuerId, PolicyName};
 
 /// Proof that one request passed policy. Not `Clone`, and consumed by signing: one permit, one token.
 #[derive(Debug)]
@@ -38,6 +39,12 @@ pub struct Decision {
     pub at: UnixMillis,
     /// Who holds the bearer to each limit.
     pub enforced_by: Vec<Enforcement>,
+    /// The policy that grants it and its quota, where it has one: handing the token out counts against it.
+    pub quota: Option<(PolicyName, Quota)>,
+    /// The policy, where somebody holds it open for an emergency.
+    pub break_glass: Option<PolicyName>,
+    /// What would have been refused by policies and ceilings that only count.
+    pub shadows: Vec<Shadow>,
 }
 
 /// What something that only counts would have refused.
@@ -134,7 +141,19 @@ impl Permit {
 
     /// What is told of the decision; it outlives the permit, which signing consumes.
     pub fn decision(&self) -> Decision {
-        Decision { head: self.head, at: self.decided_at, enforced_by: self.enforcement() }
+        Decision {
+            head: self.head,
+            at: self.decided_at,
+            enforced_by: self.enforcement(),
+            quota: self.quota().map(|quota| (self.policy.name.clone(), quota)),
+            break_glass: self.policy.break_glass.then(|| self.policy.name.clone()),
+            shadows: self.shadows.clone(),
+        }
+    }
+
+    /// The quota that its token counts against.
+    pub fn quota(&self) -> Option<Quota> {
+        self.policy.quota.filter(Quota::is_bounded)
     }
 
     /// The claims of its token, exactly as Apple lists them.

@@ -30,6 +30,8 @@ pub struct GroupPolicies {
     /// Those that have to be looked at one by one.
     loose: Vec<usize>,
     has_shadows: bool,
+    /// Claims that some pattern asks about.
+    claims: BTreeSet<String>,
 }
 
 /// All groups, and the ceilings over them.
@@ -48,6 +50,9 @@ impl GroupPolicies {
         for (at, policy) in out.policies.iter().enumerate() {
             out.has_shadows |= policy.shadow;
             for pattern in &policy.clients {
+                if let ClientPattern::Vouched(vouched) = pattern {
+                    out.claims.extend(vouched.claims.keys().cloned());
+                }
                 match place(pattern) {
                     Place::Client(client) => out.by_client.entry(client).or_default().push(at),
                     Place::Claim(issuer, claim, values) => {
@@ -66,6 +71,11 @@ impl GroupPolicies {
     /// All policies, by name.
     pub fn all(&self) -> &[Arc<Policy>] {
         &self.policies
+    }
+
+    /// The claims that their patterns ask about.
+    pub fn claims_named(&self) -> impl Iterator<Item = &str> {
+        self.claims.iter().map(String::as_str)
     }
 
     /// Whether one of them only counts.

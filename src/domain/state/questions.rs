@@ -147,6 +147,19 @@ impl State {
         self.index.policies_of(group)
     }
 
+    /// The claims that a decision about this group and issuer may ask about: what the audit keeps of a caller.
+    pub fn claims_named<'a>(&'a self, group: &AppGroupName, issuer: &'a Issuer) -> impl Iterator<Item = &'a str> {
+        let policies = self.index.policies_of(group).into_iter().flat_map(GroupPolicies::claims_named);
+        let bounds = self.bounds_of(group).chain(self.shadow_bounds_of(group));
+        let patterns = bounds.flat_map(Bounds::callers).flat_map(|(callers, _)| &callers.clients);
+        let ceilings = patterns.filter_map(|pattern| match pattern {
+            ClientPattern::Vouched(vouched) => Some(&vouched.claims),
+            ClientPattern::Name(_) => None,
+        });
+        let ceilings = ceilings.chain([&issuer.claims]).flat_map(|claims| claims.keys().map(String::as_str));
+        policies.chain(ceilings)
+    }
+
     /// Whether the revocation of the policy stands.
     pub fn is_policy_revoked(&self, policy: &PolicyName) -> bool {
         self.revoked_policies.contains(policy)

@@ -23,11 +23,12 @@ use sqlx::postgres::{PgPool, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::Mutex;
 
+use super::quota;
 use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
     Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
-    Store, StoreError, StoredEnd, Under, sql,
+    ShadowCount, Store, StoreError, StoredEnd, Under, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -286,6 +287,39 @@ impl Store for PostgresStore {
             sqlx::query(sql::FORGET_REPLICAS).bind(forget.0).execute(connection).await.map(drop)
         })
         .await
+    }
+
+    async fn forget_quotas(&self) -> Result<(), StoreError> {
+        // What a commit holds is passed over: to wait for it, in an order of one's own, could be a deadlock.
+        let hour = "floor(extract(epoch from now()) / 3600)::bigint";
+        let forget = AssertSqlSafe(sql::forget_quotas(hour, "for update skip locked"));
+        on_reader(&self.readers, async |connection| {
+            let query = sqlx::query(forget).bind(quota::FORGET_HOURS).bind(quota::MOST_FORGOTTEN);
+            query.execute(connection).await.map(drop)
+        })
+        .await
+    }
+
+    async fn add_shadows(&self, counts: &[ShadowCount], forget: UnixMillis) -> Result<(), StoreError> {
+        on_reader(&self.readers, async |connection| {
+            for ShadowCount { key, count, last } in counts {
+                let add = sqlx::query(sql::ADD_SHADOW)
+                    .bind(&key.kind)
+                    .bind(&key.name)
+                    .bind(&key.reason)
+                    .bind(&key.client)
+                    .bind(&key.app_group)
+                    .bind(signed(*count))
+                    .bind(last.0);
+                add.execute(&mut *connection).await?;
+            }
+            sqlx::query(sql::FORGET_SHADOWS).bind(forget.0).execute(connection).await.map(drop)
+        })
+        .await
+    }
+
+    async fn shadows(&self, limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
+        reads::shadows(&self.readers, limit).await
     }
 
     async fn replicas(&self) -> Result<Vec<Replica>, StoreError> {

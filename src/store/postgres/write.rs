@@ -11,9 +11,11 @@ use sqlx::{Encode, Postgres, Type};
 use super::session::{Session, classify, connect};
 use super::settings::Settings;
 use crate::domain::audit::{AuditEvent, AuditRow};
+use crate::domain::quota::Quota;
 use crate::id::Head;
+use crate::store::quota::Counted;
 use crate::store::reads::signed;
-use crate::store::{Append, AuditBatch, Fenced, KeyBytes, SealedKey, StoreError};
+use crate::store::{Append, AuditBatch, Fenced, KeyBytes, QuotaAsk, SealedKey, StoreError};
 
 /// How long a statement waits for others before it ends those that hang, and how often it looks again.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -24,8 +26,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 const END_HANGING: &str = "select count(pg_terminate_backend(blocker.pid)) from unnest(pg_blocking_pids($1)) as by (pid) \
      join pg_stat_activity blocker on blocker.pid = by.pid where blocker.wait_event_type = 'Client'";
 
-const COMMIT_ROWS: &str = "select p8broker_commit_v1($1, $2, \
-     $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28)";
+const COMMIT_ROWS: &str = "select p8broker_commit_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
+     $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34)";
 const APPEND: &str = "select p8broker_append_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
      $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, \
      $41, $42)";
@@ -47,13 +49,43 @@ pub(super) async fn commit_rows(
     let query = sqlx::query_scalar(COMMIT_ROWS)
         .bind(decided_at.map(|head| signed(head.revision.0)))
         .bind(decided_at.map(|head| head.chain.0.to_vec()));
+    let query = bind_quota(query, &batch.quota);
     let committing = async {
-        // INVARIANT (P4, P5): compared and written in one transaction, and answered only after its commit.
-        let committed: Vec<bool> =
+        // INVARIANT (P4, P5): compared, counted and written in one transaction, and answered only after its commit.
+        let outcome: Vec<String> =
             bind_rows(query, batch).fetch_all(&mut session.connection).await.map_err(classify)?;
-        Ok(if committed.first() == Some(&true) { Fenced::Committed } else { Fenced::HeadMoved })
+        match outcome.first().map(String::as_str) {
+            Some("committed") => Ok(Fenced::Committed),
+            Some("moved") => Ok(Fenced::HeadMoved),
+            Some(exceeded) => over_quota(exceeded, &batch.quota),
+            None => Err(StoreError::Corrupt("the fence answered nothing".to_owned())),
+        }
     };
     patiently(settings, pid, committing).await
+}
+
+fn bind_quota<'q, T>(query: Query<'q, T>, asks: &'q [QuotaAsk]) -> Query<'q, T> {
+    let bounds =
+        |of: fn(&Quota) -> Option<u32>| asks.iter().map(|ask| of(&ask.quota).map(i64::from)).collect::<Vec<_>>();
+    query
+        .bind(asks.iter().map(|ask| ask.policy.as_str()).collect::<Vec<_>>())
+        .bind(asks.iter().map(|ask| ask.client.as_str()).collect::<Vec<_>>())
+        .bind(asks.iter().map(|ask| i64::from(ask.tokens)).collect::<Vec<_>>())
+        .bind(asks.iter().map(|ask| i64::from(ask.fresh)).collect::<Vec<_>>())
+        .bind(bounds(|quota| quota.tokens_per_hour))
+        .bind(bounds(|quota| quota.fresh_per_minute))
+}
+
+/// What `p8broker_count_v1` says: the rows of the keys that would be over, as they would be.
+fn over_quota(exceeded: &str, asks: &[QuotaAsk]) -> Result<Fenced, StoreError> {
+    let corrupt = || StoreError::Corrupt(format!("the fence answered {exceeded:?}"));
+    let rows: Vec<(String, String, i64, i64, i64, i64, i64)> = serde_json::from_str(exceeded).map_err(|_| corrupt())?;
+    let mut left = Vec::with_capacity(rows.len());
+    for (policy, client, hour, hour_count, minute, minute_count, now_ms) in rows {
+        let ask = asks.iter().find(|ask| ask.policy == policy && ask.client == client).ok_or_else(corrupt)?;
+        left.extend(ask.exceeds(&Counted { hour, hour_count, minute, minute_count, now_ms }));
+    }
+    if left.is_empty() { Err(corrupt()) } else { Ok(Fenced::OverQuota(left)) }
 }
 
 pub(super) async fn append(

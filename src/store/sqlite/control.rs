@@ -2,7 +2,7 @@
 
 use sqlx::{Connection, Row, SqliteConnection};
 
-use super::{audit, classify};
+use super::{audit, classify, quota};
 use crate::id::Head;
 use crate::store::reads::{head_in, signed};
 use crate::store::{Append, AuditBatch, Fenced, KeyBytes, StoreError, sql};
@@ -32,7 +32,8 @@ pub(super) async fn initialise(writer: &mut SqliteConnection, first: &Append) ->
     transaction.commit().await.map_err(classify)
 }
 
-/// The hot path is one message to SQLite's thread; what does not fit it (refusals, very large batches) takes one a statement.
+/// The hot path is one message to SQLite's thread; what does not fit it (refusals, very large batches, quotas) takes one a
+/// statement.
 pub(super) async fn commit_rows(
     writer: &mut SqliteConnection,
     decided_at: Option<Head>,
@@ -40,6 +41,7 @@ pub(super) async fn commit_rows(
 ) -> Result<Fenced, StoreError> {
     if let Some(head) = decided_at
         && (1..=audit::MOST_ROWS).contains(&batch.rows.len())
+        && batch.quota.is_empty()
     {
         return audit::commit_at(writer, head, batch).await;
     }
@@ -49,6 +51,11 @@ pub(super) async fn commit_rows(
         && head(&mut transaction).await? != decided_at
     {
         return Ok(Fenced::HeadMoved);
+    }
+    // INVARIANT (INV-QUOTA-1): counted under the write lock; what is over a bound is rolled back with everything else.
+    let left = quota::count(&mut transaction, &batch.quota).await?;
+    if !left.is_empty() {
+        return Ok(Fenced::OverQuota(left));
     }
     audit::add(&mut transaction, batch).await?;
     // INVARIANT (P4): the caller learns of the rows only after they are durable.

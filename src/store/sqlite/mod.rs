@@ -1,4 +1,4 @@
-//! SQLite (3.35 and later, bundled): the embedded default, for one broker on one machine.
+//! SQLite (3.42 and later, bundled): the embedded default, for one broker on one machine.
 //!
 //! One connection writes, in `BEGIN IMMEDIATE` transactions with `synchronous=FULL` on a write-ahead log; a few more
 //! read. A lock file keeps a second process out, so the head is moved by this process alone; the comparison is made in
@@ -6,6 +6,7 @@
 
 mod audit;
 mod control;
+mod quota;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
@@ -24,7 +25,7 @@ use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
     Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
-    Store, StoreError, StoredEnd, Under, sql,
+    ShadowCount, Store, StoreError, StoredEnd, Under, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -210,6 +211,33 @@ impl Store for SqliteStore {
         put.execute(&mut *writer).await.map_err(classify)?;
         let forget = sqlx::query(sql::FORGET_REPLICAS).bind(forget.0).execute(&mut *writer).await;
         forget.map(drop).map_err(classify)
+    }
+
+    async fn forget_quotas(&self) -> Result<(), StoreError> {
+        quota::forget(&mut *self.writer().await?).await
+    }
+
+    async fn add_shadows(&self, counts: &[ShadowCount], forget: UnixMillis) -> Result<(), StoreError> {
+        let mut writer = self.writer().await?;
+        let mut transaction = writer.begin_with("begin immediate").await.map_err(classify)?;
+        for ShadowCount { key, count, last } in counts {
+            let add = sqlx::query(sql::ADD_SHADOW)
+                .bind(&key.kind)
+                .bind(&key.name)
+                .bind(&key.reason)
+                .bind(&key.client)
+                .bind(&key.app_group)
+                .bind(signed(*count))
+                .bind(last.0);
+            add.execute(&mut *transaction).await.map_err(classify)?;
+        }
+        let forget = sqlx::query(sql::FORGET_SHADOWS).bind(forget.0).execute(&mut *transaction).await;
+        forget.map_err(classify)?;
+        transaction.commit().await.map_err(classify)
+    }
+
+    async fn shadows(&self, limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
+        reads::shadows(&self.readers, limit).await
     }
 
     async fn replicas(&self) -> Result<Vec<Replica>, StoreError> {

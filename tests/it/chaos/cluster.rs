@@ -304,6 +304,8 @@ name = "{name}"
 [limits]
 tokens_per_second = 1000000
 admin_per_second = 1000000
+requests_per_connection_per_second = 1000000
+signatures_per_second = 1000000
 [log]
 level = "warn"
 [drain]

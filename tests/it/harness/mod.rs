@@ -1,6 +1,7 @@
 //! A broker as tests use it: bound to a free port, filled with a sample, stopped as an assertion.
 
 pub mod fleet;
+pub mod tables;
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -117,6 +118,8 @@ pub struct Options {
     pub anchor: bool,
     pub tokens_per_second: u32,
     pub admin_per_second: u32,
+    pub requests_per_connection: u32,
+    pub signatures_per_second: u32,
     pub wrap: Option<Wrap>,
     /// A database on PostgreSQL; an SQLite file in the folder where absent.
     pub url: Option<String>,
@@ -129,6 +132,8 @@ impl Default for Options {
             anchor: false,
             tokens_per_second: 1_000_000,
             admin_per_second: 1_000_000,
+            requests_per_connection: 1_000_000,
+            signatures_per_second: 1_000_000,
             wrap: None,
             url: None,
         }
@@ -188,6 +193,8 @@ impl Broker {
             limits: LimitsConfig {
                 tokens_per_second: NonZeroU32::new(options.tokens_per_second).unwrap(),
                 admin_per_second: NonZeroU32::new(options.admin_per_second).unwrap(),
+                requests_per_connection_per_second: NonZeroU32::new(options.requests_per_connection).unwrap(),
+                signatures_per_second: NonZeroU32::new(options.signatures_per_second).unwrap(),
                 ..LimitsConfig::default()
             },
             drain: Drain { timeout_s: 5 },

@@ -1,5 +1,6 @@
 //! Three replicas on one database, each behind a faulty store and with a clock of its own.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -174,6 +175,7 @@ impl Fleet {
             bootstrap: vec![self.operator.client().clone()],
             anchor: None,
             replica: format!("replica-{nth}"),
+            signatures_per_second: NonZeroU32::new(1_000_000).unwrap(),
         });
         Process { broker, store }
     }

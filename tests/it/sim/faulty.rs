@@ -13,7 +13,7 @@ use p8broker::domain::audit::{AuditFilter, AuditRow, LiveToken};
 use p8broker::id::{Chain, Head, Revision, TokenId, WriterId};
 use p8broker::store::{
     Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
-    Store, StoreError, StoredEnd, Under,
+    ShadowCount, Store, StoreError, StoredEnd, Under,
 };
 use p8broker::vault::log::SealedRecord;
 use p8broker::vault::unseal::SealRow;
@@ -352,6 +352,18 @@ impl Store for Faulty {
 
     async fn report(&self, replica: &Replica, forget: UnixMillis) -> Result<(), StoreError> {
         self.read(self.inner.report(replica, forget)).await
+    }
+
+    async fn add_shadows(&self, counts: &[ShadowCount], forget: UnixMillis) -> Result<(), StoreError> {
+        self.read(self.inner.add_shadows(counts, forget)).await
+    }
+
+    async fn shadows(&self, limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
+        self.read(self.inner.shadows(limit)).await
+    }
+
+    async fn forget_quotas(&self) -> Result<(), StoreError> {
+        self.read(self.inner.forget_quotas()).await
     }
 
     async fn replicas(&self) -> Result<Vec<Replica>, StoreError> {

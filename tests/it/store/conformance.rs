@@ -24,15 +24,15 @@ use tempfile::TempDir;
 
 use crate::harness::fleet::new_database;
 
-struct Fixture {
+pub(super) struct Fixture {
     keyring: Keyring,
     vault: VaultId,
-    end: WriterEnd,
-    head: Head,
+    pub(super) end: WriterEnd,
+    pub(super) head: Head,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let key = parse_key_file("11".repeat(32).as_bytes()).unwrap();
         let keyring = Keyring::generate(&key).unwrap();
         let vault = VaultId::from_random(1);
@@ -40,7 +40,7 @@ impl Fixture {
         Self { keyring, vault, end, head: Head::default() }
     }
 
-    fn event(&self, token: Option<(u8, i64)>) -> AuditEvent {
+    pub(super) fn event(&self, token: Option<(u8, i64)>) -> AuditEvent {
         AuditEvent {
             at: UnixMillis(1000),
             event: "IssueToken".to_owned(),
@@ -65,13 +65,13 @@ impl Fixture {
     }
 
     /// Rows after the end; committing them is up to the test.
-    fn batch(&self, events: Vec<AuditEvent>) -> AuditBatch {
+    pub(super) fn batch(&self, events: Vec<AuditEvent>) -> AuditBatch {
         let mut end = self.end.clone();
         let rows = events.into_iter().map(|event| end.push(&self.keyring, event).unwrap()).collect();
-        AuditBatch { rows, end: end.sealed(&self.keyring, &self.vault).unwrap() }
+        AuditBatch { rows, end: end.sealed(&self.keyring, &self.vault).unwrap(), quota: vec![] }
     }
 
-    fn append(&self, keys: Vec<KeyBytes>) -> Append {
+    pub(super) fn append(&self, keys: Vec<KeyBytes>) -> Append {
         // The engine opens nothing: any bytes are a record to it.
         let record = SealedRecord {
             revision: self.head.revision.next(),
@@ -93,7 +93,7 @@ impl Fixture {
         self.end = append.audit.end.clone();
     }
 
-    async fn initialised(store: &dyn Store) -> Self {
+    pub(super) async fn initialised(store: &dyn Store) -> Self {
         let mut fixture = Self::new();
         let row = SealRow::seal(&fixture.vault, 1, Method::KeyFile, &fixture.keyring).unwrap();
         let first = Append { seal: Some(row), ..fixture.append(vec![]) };
@@ -313,7 +313,7 @@ async fn postgres_passes_the_suite_and_keeps_what_it_acknowledged() {
     store.close().await;
 }
 
-fn settings(url: &str) -> Settings {
+pub(super) fn settings(url: &str) -> Settings {
     match StoreConfig::url(url).at().unwrap() {
         StoreAt::Postgres(settings) => settings,
         StoreAt::Sqlite(_) => panic!("not this one"),
@@ -358,7 +358,7 @@ async fn a_newer_schema_refuses_an_older_binary_and_only_then() {
         PostgresStore::open(settings, &Metrics::new().unwrap()).await
     };
     assert!(matches!(open(false).await.err(), Some(StoreError::Unfit(why)) if why.contains("p8broker migrate")));
-    assert_eq!(PostgresStore::migrate(&settings(&url)).await, Ok(2));
+    assert_eq!(PostgresStore::migrate(&settings(&url)).await, Ok(3));
     open(false).await.unwrap().close().await;
     // A newer release that only added: both work, side by side.
     run(&url, "insert into _sqlx_migrations select 900, 'later', now(), true, '', 1").await;
@@ -386,7 +386,7 @@ fn both_engines_have_the_same_migrations() {
         names
     };
     assert_eq!(names("sqlite"), names("postgres"));
-    assert!(names("sqlite").len() >= 2);
+    assert!(names("sqlite").len() >= 3);
 }
 
 #[tokio::test]

@@ -9,8 +9,8 @@ use p8broker::domain::audit::{AuditFilter, AuditRow, LiveToken};
 use p8broker::grpc::proto;
 use p8broker::id::{Chain, Head, Revision, TokenId, WriterId};
 use p8broker::store::{
-    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
-    Store, StoreError, StoredEnd, Under,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, QuotaAsk,
+    QuotaLeft, Replica, SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under,
 };
 use p8broker::vault::log::SealedRecord;
 use p8broker::vault::unseal::SealRow;
@@ -27,6 +27,9 @@ const WORKS: u8 = 0;
 const FAILS: u8 = 1;
 /// Everything is written, and the caller hears that it failed: the outcome of a commit is unknown.
 const LIES: u8 = 2;
+
+/// Whatever counts against a quota is over it, and would fit by the time it is told.
+const CONTENDED: u8 = 3;
 
 struct Faulty {
     inner: Arc<dyn Store>,
@@ -62,6 +65,9 @@ impl Store for Faulty {
     }
 
     async fn commit_rows(&self, decided_at: Option<Head>, batch: &AuditBatch) -> Result<Fenced, StoreError> {
+        if self.switch.0.load(Ordering::SeqCst) == CONTENDED && !batch.quota.is_empty() {
+            return Ok(Fenced::OverQuota(batch.quota.iter().map(all_of).collect()));
+        }
         self.write(self.inner.commit_rows(decided_at, batch)).await
     }
 
@@ -140,6 +146,18 @@ impl Store for Faulty {
         self.inner.report(replica, forget).await
     }
 
+    async fn add_shadows(&self, counts: &[ShadowCount], forget: UnixMillis) -> Result<(), StoreError> {
+        self.inner.add_shadows(counts, forget).await
+    }
+
+    async fn shadows(&self, limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
+        self.inner.shadows(limit).await
+    }
+
+    async fn forget_quotas(&self) -> Result<(), StoreError> {
+        self.inner.forget_quotas().await
+    }
+
     async fn replicas(&self) -> Result<Vec<Replica>, StoreError> {
         self.inner.replicas().await
     }
@@ -177,6 +195,22 @@ impl Store for Faulty {
     ) -> Result<Vec<LiveToken>, StoreError> {
         self.inner.exposure(under, before, now_s, after, limit).await
     }
+}
+
+fn all_of(ask: &QuotaAsk) -> QuotaLeft {
+    QuotaLeft {
+        policy: ask.policy.clone(),
+        client: ask.client.clone(),
+        tokens: ask.tokens,
+        fresh: ask.fresh,
+        hour_ends_ms: 1000,
+        minute_ends_ms: 1000,
+    }
+}
+
+/// A store on which others use up every quota in the very moment.
+pub fn contended() -> Wrap {
+    Box::new(|inner| Arc::new(Faulty { inner, switch: Switch(Arc::new(AtomicU8::new(CONTENDED))) }))
 }
 
 /// A store that works, but never hears of what other replicas do.

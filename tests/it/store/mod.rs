@@ -2,6 +2,7 @@
 
 mod conformance;
 pub mod faults;
+mod quota;
 mod race;
 mod scrub;
 mod tls;

@@ -15,10 +15,11 @@ use std::time::Duration;
 use p8broker::clock::UnixMillis;
 use p8broker::config::{StoreAt, StoreConfig};
 use p8broker::domain::audit::{AuditEvent, AuditedToken, Outcome};
+use p8broker::domain::quota::Quota;
 use p8broker::id::{Head, Revision, TokenId, VaultId, WriterId};
 use p8broker::metrics::Metrics;
 use p8broker::store::postgres::PostgresStore;
-use p8broker::store::{Append, AuditBatch, ExposureCursor, Fenced, Store, Under};
+use p8broker::store::{Append, AuditBatch, ExposureCursor, Fenced, QuotaAsk, Store, Under};
 use p8broker::vault::audit_chain::WriterEnd;
 use p8broker::vault::keyring::Keyring;
 use p8broker::vault::log::SealedRecord;
@@ -44,7 +45,7 @@ const ALL: u32 = 1_000_000;
 /// Rows of one commit.
 const ROWS: u64 = 3;
 
-/// How the lock of `p8broker_commit_v1` begins, and the comparison after it, as the migration spells them.
+/// How the lock of `p8broker_commit_v2` begins, and the comparison after it, as the migration spells them.
 const LOCK: &str = "perform pg_advisory_xact_lock_shared(";
 const COMPARE: &str = "if not exists (
             select 1 from control_head where revision = decided_revision and chain = decided_chain
@@ -68,7 +69,7 @@ enum Strategy {
 impl Strategy {
     async fn install(self, url: &str) {
         let mut connection = PgConnection::connect(url).await.unwrap();
-        let definition: String = sqlx::query_scalar("select pg_get_functiondef('p8broker_commit_v1'::regproc)")
+        let definition: String = sqlx::query_scalar("select pg_get_functiondef('p8broker_commit_v2'::regproc)")
             .fetch_one(&mut connection)
             .await
             .unwrap();
@@ -153,6 +154,8 @@ struct Race {
     writers: AtomicU64,
     operations: AtomicU64,
     history: Mutex<History>,
+    /// Whether what is committed counts against a quota that all stores share.
+    counts: bool,
 }
 
 /// One store of a race, with the chain that it writes.
@@ -165,6 +168,10 @@ struct Side {
 
 impl Race {
     async fn new(strategy: Strategy) -> Arc<Self> {
+        Self::that(strategy, false).await
+    }
+
+    async fn that(strategy: Strategy, counts: bool) -> Arc<Self> {
         let keyring = Keyring::generate(&parse_key_file("11".repeat(32).as_bytes()).unwrap()).unwrap();
         let (url, vault) = (new_database().await, VaultId::from_random(1));
         let row = SealRow::seal(&vault, 1, Method::KeyFile, &keyring).unwrap();
@@ -176,6 +183,7 @@ impl Race {
             writers: AtomicU64::new(1),
             operations: AtomicU64::new(0),
             history: Mutex::default(),
+            counts,
         });
         let first = Side::new(&race, 0).await;
         first.store.initialise(Append { seal: Some(row), ..first.append(Head::default()) }).await.unwrap();
@@ -219,7 +227,7 @@ impl Side {
     fn batch(&self, events: Vec<AuditEvent>) -> AuditBatch {
         let mut end = self.end.clone();
         let rows = events.into_iter().map(|event| end.push(&self.race.keyring, event).unwrap()).collect();
-        AuditBatch { rows, end: end.sealed(&self.race.keyring, &self.race.vault).unwrap() }
+        AuditBatch { rows, end: end.sealed(&self.race.keyring, &self.race.vault).unwrap(), quota: vec![] }
     }
 
     fn append(&self, expected: Head) -> Append {
@@ -237,7 +245,12 @@ impl Side {
         while !self.race.is_over(until) {
             let first = self.race.rows.fetch_add(ROWS, Ordering::SeqCst);
             let rows: Vec<u64> = (first..first + ROWS).collect();
-            let batch = self.batch(rows.iter().map(|row| event(head.revision, Some(*row))).collect());
+            let mut batch = self.batch(rows.iter().map(|row| event(head.revision, Some(*row))).collect());
+            if self.race.counts {
+                let quota = Quota { tokens_per_hour: Some(u32::MAX), fresh_per_minute: Some(u32::MAX) };
+                let (policy, client) = ("p".to_owned(), "spiffe://a/b".to_owned());
+                batch.quota = vec![QuotaAsk { policy, client, quota, tokens: 3, fresh: 3 }];
+            }
             match self.store.commit_rows(Some(head), &batch).await.unwrap() {
                 Fenced::Committed => {
                     self.end = batch.end;
@@ -245,6 +258,7 @@ impl Side {
                     history.acknowledged.entry(head.revision.0).or_default().extend(rows);
                 }
                 Fenced::HeadMoved => head = self.store.head().await.unwrap(),
+                Fenced::OverQuota(left) => panic!("over a bound that is none: {left:?}"),
             }
         }
         self.store.close().await;
@@ -321,6 +335,18 @@ async fn p5_no_revoke_misses_a_row_however_commits_and_revokes_race() {
     let history = race.history.lock().unwrap();
     let rows: usize = history.acknowledged.values().map(Vec::len).sum();
     println!("{} operations, {} revokes, {rows} rows", operations(), history.revokes.len());
+    assert!(history.revokes.len() > 100 && rows > 100, "it has to be a race");
+    assert_eq!(history.violations(), 0, "rows that a revoke did not read");
+}
+
+/// Waiting for the count of a key, within the lock, changes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p5_no_revoke_misses_a_row_that_counts_against_a_quota() {
+    let race = Race::that(Strategy::Product, true).await;
+    let took = race.run(operations() / 2, 4, 2).await;
+    println!("4 stores commit against one quota, 2 revoke: {}", race.figures(took));
+    let history = race.history.lock().unwrap();
+    let rows: usize = history.acknowledged.values().map(Vec::len).sum();
     assert!(history.revokes.len() > 100 && rows > 100, "it has to be a race");
     assert_eq!(history.violations(), 0, "rows that a revoke did not read");
 }
