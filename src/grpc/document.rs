@@ -184,7 +184,8 @@ impl From<proto::Policy> for PolicyText {
             features: it.features,
             require_scope: it.require_scope,
             require_mtls: each(it.require_mtls),
-            quota: it.quota.map(|quota| QuotaText {
+            // One that bounds nothing is none.
+            quota: it.quota.filter(|quota| *quota != proto::Quota::default()).map(|quota| QuotaText {
                 tokens_per_hour: bound(quota.tokens_per_hour),
                 fresh_per_minute: bound(quota.fresh_per_minute),
             }),

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use p8broker::client::Target;
 use p8broker::grpc::{DESCRIPTORS, access, proto};
 use prost::Message;
 use tonic::{Code, Status};
 
+use crate::bearer::{Vouching, vouched_policy};
 use crate::harness::*;
 
 const GOLDEN: &str = include_str!("access_matrix.txt");
@@ -56,10 +58,9 @@ async fn call(client: &Client, path: &str) -> Code {
     }
 }
 
-#[tokio::test]
-async fn every_kind_of_caller_gets_what_the_golden_matrix_says() {
-    let mut broker = Broker::start().await;
-    let mut operator = broker.as_(OPERATOR).await;
+/// Every kind of caller, by name: each power alone, one of them confined to an app group; clients and strangers; without a
+/// certificate, with a token that has expired, and with a token alone, as a client and as an operator.
+async fn callers(broker: &Broker, vouching: &Vouching) -> Vec<(String, Client)> {
     let powers = [
         ("custody", proto::Power::Custody),
         ("author", proto::Power::AuthorPolicies),
@@ -69,35 +70,60 @@ async fn every_kind_of_caller_gets_what_the_golden_matrix_says() {
         ("administer", proto::Power::Administer),
     ];
     let identity = |name: &str| format!("spiffe://acme.internal/ns/ops/sa/{name}");
-    let operators = powers.map(|(name, power)| proto::Operator {
+    let operator = |name: &str, power: proto::Power, groups: &[&str]| proto::Operator {
         name: name.to_owned(),
         clients: vec![spiffe(&identity(name))],
         powers: vec![power.into()],
-        app_groups: vec![],
-    });
-    operator.apply(proto::Document { operators: operators.to_vec(), ..proto::Document::default() }).await.unwrap();
-    let mut callers: Vec<(String, Client)> = vec![("client".to_owned(), broker.as_(CLIENT).await)];
-    for (name, _) in powers {
-        callers.push((name.to_owned(), broker.as_(&identity(name)).await));
+        app_groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+    };
+    let mut operators: Vec<_> = powers.iter().map(|(name, power)| operator(name, *power, &[])).collect();
+    operators.push(operator("confined", proto::Power::AuthorPolicies, &["games"]));
+    let robot = proto::Operator { clients: vouched_policy().clients, ..operator("robot", proto::Power::Audit, &[]) };
+    operators.push(robot);
+    let document = proto::Document { operators, issuers: vec![vouching.issuer()], ..proto::Document::default() };
+    broker.as_(OPERATOR).await.apply(document).await.unwrap();
+    let mut out =
+        vec![("client".to_owned(), broker.as_(CLIENT).await), ("stranger".to_owned(), broker.as_(STRANGER).await)];
+    for name in powers.map(|(name, _)| name).into_iter().chain(["confined"]) {
+        out.push((name.to_owned(), broker.as_(&identity(name)).await));
     }
+    let nobody = Target { certificate: None, ..broker.target(CLIENT) };
+    out.push(("no-certificate".to_owned(), Client::new(nobody.connect().await.unwrap())));
+    let expired = vouching.token(&vouching.claims(broker, -100));
+    out.push(("expired-token".to_owned(), vouching.client(broker, &expired, Some(OPERATOR)).await));
+    let mut claims = vouching.claims(broker, 300);
+    out.push(("token-operator".to_owned(), vouching.client(broker, &vouching.token(&claims), None).await));
+    claims["repository_id"] = serde_json::json!("1");
+    out.push(("token-client".to_owned(), vouching.client(broker, &vouching.token(&claims), None).await));
+    out
+}
+
+#[tokio::test]
+async fn every_kind_of_caller_gets_what_the_golden_matrix_says() {
+    let mut broker = Broker::start().await;
+    let vouching = Vouching::new();
+    let callers = callers(&broker, &vouching).await;
     let mut lines = Vec::new();
     for path in methods() {
         // These would change the world under the others; the seal tests are about them.
         if path.ends_with("/Rotate") || path.ends_with("/Rekey") {
             continue;
         }
-        let mut answers: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        let mut answers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (name, client) in &callers {
             let code = call(client, &path).await;
-            assert!(
-                !matches!(code, Code::Unimplemented | Code::Unauthenticated | Code::Unavailable),
-                "{name} {path}: {code:?}"
-            );
+            assert!(!matches!(code, Code::Unimplemented | Code::Unavailable), "{name} {path}: {code:?}");
             // InvalidArgument, FailedPrecondition and the like mean: let through, and refused for what was asked.
-            let answer = if code == Code::PermissionDenied { "refused" } else { "let through" };
-            answers.entry(answer.to_owned()).or_default().push(name);
+            let answer = match code {
+                Code::PermissionDenied => "refused",
+                Code::Unauthenticated => "unauthenticated",
+                _ => "through",
+            };
+            answers.entry(answer).or_default().push(name);
         }
-        let through = answers.get("let through").cloned().unwrap_or_default().join(" ");
+        // Who has no identity is nobody, whatever is asked for.
+        assert_eq!(answers["unauthenticated"], ["no-certificate", "expired-token"], "{path}");
+        let through = answers.get("through").cloned().unwrap_or_default().join(" ");
         lines.push(format!("{}: {through}", path.trim_start_matches("/p8broker.v1.")));
     }
     let matrix = lines.join("\n") + "\n";

@@ -12,6 +12,7 @@
 mod access;
 mod audit;
 mod bad_input;
+mod bearer;
 mod chaos;
 mod cli;
 mod cli_fleet;

@@ -1,7 +1,7 @@
 //! Bearer tokens of trusted issuers: real shapes, rotation and outages of keys, what a fetch may do, and hostile tokens.
 
 mod fetching;
-mod forge;
+pub mod forge;
 mod hostile;
 mod provider;
 mod rotation;

@@ -1,0 +1,252 @@
+//! Callers that a trusted issuer vouches for, over gRPC: who they are, what they need, and how they lose it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use p8broker::client::Target;
+use p8broker::clock::Clock;
+use p8broker::grpc::proto;
+use serde_json::{Value, json};
+use tonic::Code;
+
+use crate::harness::*;
+use crate::oidc::forge::{IssuerKey, b64, jwks_of};
+
+const AUDIENCE: &str = "p8broker";
+const SUBJECT: &str = "repo:acme/games:ref:refs/heads/main";
+pub const VOUCHED: &str = "oidc:github:repo:acme/games:ref:refs/heads/main";
+
+/// As the certificate's thumbprint of RFC 8705, section 3.1.
+fn sha256(bytes: &[u8]) -> Vec<u8> {
+    aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().to_vec()
+}
+
+/// An issuer whose keys are pinned, so that it needs no server.
+pub struct Vouching {
+    key: IssuerKey,
+}
+
+impl Vouching {
+    pub fn new() -> Self {
+        Self { key: IssuerKey::p256("k1") }
+    }
+
+    pub fn issuer(&self) -> proto::Issuer {
+        proto::Issuer {
+            name: "github".to_owned(),
+            kind: proto::IssuerKind::GithubActions.into(),
+            jwks: jwks_of(&[&self.key]).to_string(),
+            audiences: vec![AUDIENCE.to_owned()],
+            algorithms: vec!["ES256".to_owned()],
+            ..proto::Issuer::default()
+        }
+    }
+
+    /// What GitHub says of a job, `seconds` before the token expires.
+    pub fn claims(&self, broker: &Broker, seconds: i64) -> Value {
+        let now = broker.clock.now().seconds();
+        json!({
+            "iss": "https://token.actions.githubusercontent.com",
+            "aud": AUDIENCE,
+            "sub": SUBJECT,
+            "iat": now - 10,
+            "exp": now + seconds,
+            "repository": "acme/games",
+            "repository_id": "583231",
+            "repository_owner_id": "9919",
+            "ref": "refs/heads/main",
+            "run_id": "77",
+        })
+    }
+
+    pub fn token(&self, claims: &Value) -> String {
+        self.key.token(claims)
+    }
+
+    /// A client with a token and, where named, a certificate.
+    pub async fn client(&self, broker: &Broker, token: &str, certificate: Option<&str>) -> Client {
+        Client::new(bearing(broker, token, certificate).connect().await.unwrap())
+    }
+}
+
+pub fn bearing(broker: &Broker, token: &str, certificate: Option<&str>) -> Target {
+    let name = format!("bearer-{}.jwt", b64(&sha256(token.as_bytes())[..9]));
+    let file: PathBuf = broker.pki.dir.join(name);
+    std::fs::write(&file, format!("{token}\n")).unwrap();
+    let certificate = certificate.and_then(|identity| broker.target(identity).certificate);
+    Target { certificate, bearer_file: Some(file), ..broker.target(CLIENT) }
+}
+
+/// A policy for the main branch of one repository, by id.
+pub fn vouched_policy() -> proto::Policy {
+    let value = |text: &str| proto::ClaimValues { values: vec![text.to_owned()] };
+    let oidc = proto::OidcPattern {
+        issuer: "github".to_owned(),
+        subject: String::new(),
+        claims: [("repository_id", value("583231")), ("ref", value("refs/heads/main"))]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into(),
+    };
+    let clients = vec![proto::ClientPattern { pattern: Some(proto::client_pattern::Pattern::Oidc(oidc)) }];
+    proto::Policy { name: "vouched".to_owned(), clients, ..release_policy() }
+}
+
+fn trusting(vouching: &Vouching, policy: proto::Policy) -> proto::Document {
+    proto::Document { issuers: vec![vouching.issuer()], policies: vec![policy], ..proto::Document::default() }
+}
+
+#[tokio::test]
+async fn a_job_with_a_token_and_no_certificate_gets_what_its_claims_are_granted() {
+    let mut broker = Broker::start().await;
+    let vouching = Vouching::new();
+    let token = vouching.token(&vouching.claims(&broker, 300));
+    // Before anybody is trusted, a connection takes a certificate.
+    let early = Client::new(bearing(&broker, &token, None).connect().await.unwrap()).issue(ask()).await;
+    assert!(early.is_err_and(|status| status.code() == Code::Unavailable || status.code() == Code::Unknown));
+    let mut operator = broker.as_(OPERATOR).await;
+    operator.apply(trusting(&vouching, vouched_policy())).await.unwrap();
+    let issued = vouching.client(&broker, &token, None).await.issue(ask()).await.unwrap();
+    assert_eq!(issued.policy, "vouched");
+    // Another branch of the same repository is another matter.
+    let other = json!({ "ref": "refs/heads/evil" });
+    let mut claims = vouching.claims(&broker, 300);
+    claims["ref"] = other["ref"].clone();
+    let evil = vouching.token(&claims);
+    let refusal = refused(vouching.client(&broker, &evil, None).await.issue(ask()).await);
+    assert_eq!(refusal, (Code::PermissionDenied, "NO_POLICY".to_owned()));
+    let events = operator.all_events().await;
+    let row = events.iter().find(|event| event.token_id == issued.token_id).unwrap();
+    assert_eq!(row.caller, VOUCHED);
+    for fact in ["of github", "repository_id 583231", "run_id 77", r#"; claims {"ref":["refs/heads/main"]"#] {
+        assert!(row.identity.contains(fact), "{fact}: {}", row.identity);
+    }
+    // INVARIANT (P1, of another's secret): no part of the token that could be used is in the audit.
+    let signature = token.rsplit('.').next().unwrap();
+    assert!(events.iter().all(|event| !format!("{event:?}").contains(signature)));
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_bad_token_is_refused_also_beside_a_good_certificate() {
+    let mut broker = Broker::start().await;
+    let vouching = Vouching::new();
+    broker.as_(OPERATOR).await.apply(trusting(&vouching, vouched_policy())).await.unwrap();
+    let expired = vouching.token(&vouching.claims(&broker, -100));
+    for (token, reason) in [("nonsense", "BEARER_MALFORMED"), (expired.as_str(), "BEARER_EXPIRED")] {
+        let refusal = refused(vouching.client(&broker, token, Some(CLIENT)).await.issue(ask()).await);
+        assert_eq!(refusal, (Code::Unauthenticated, reason.to_owned()));
+    }
+    // Neither a token nor a certificate.
+    let nobody = Target { certificate: None, ..broker.target(CLIENT) };
+    let refusal = refused(Client::new(nobody.connect().await.unwrap()).issue(ask()).await);
+    assert_eq!(refusal, (Code::Unauthenticated, "IDENTITY_REFUSED".to_owned()));
+    // A token names the caller: the certificate beside it grants nothing of its own.
+    let mut claims = vouching.claims(&broker, 300);
+    claims["repository_id"] = json!("1");
+    let foreign = vouching.token(&claims);
+    let refusal = refused(vouching.client(&broker, &foreign, Some(CLIENT)).await.issue(ask()).await);
+    assert_eq!(refusal, (Code::PermissionDenied, "NO_POLICY".to_owned()));
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_policy_can_ask_for_a_certificate_and_a_token_can_be_bound_to_one() {
+    let mut broker = Broker::start().await;
+    let vouching = Vouching::new();
+    let policy = proto::Policy { require_mtls: vec![spiffe(CLIENT)], ..vouched_policy() };
+    broker.as_(OPERATOR).await.apply(trusting(&vouching, policy)).await.unwrap();
+    let token = vouching.token(&vouching.claims(&broker, 300));
+    for certificate in [None, Some(STRANGER)] {
+        let refusal = refused(vouching.client(&broker, &token, certificate).await.issue(ask()).await);
+        assert_eq!(refusal, (Code::PermissionDenied, "CERTIFICATE_REQUIRED".to_owned()));
+    }
+    assert!(vouching.client(&broker, &token, Some(CLIENT)).await.issue(ask()).await.is_ok());
+    // RFC 8705: bound to this certificate, and to no other.
+    let (file, _) = broker.pki.client(CLIENT);
+    let pem = std::fs::read(file).unwrap();
+    let der = <rustls::pki_types::CertificateDer as rustls::pki_types::pem::PemObject>::from_pem_slice(&pem).unwrap();
+    let mut claims = vouching.claims(&broker, 300);
+    claims["cnf"] = json!({ "x5t#S256": b64(sha256(&der)) });
+    let bound = vouching.token(&claims);
+    assert!(vouching.client(&broker, &bound, Some(CLIENT)).await.issue(ask()).await.is_ok());
+    for certificate in [None, Some(STRANGER)] {
+        let refusal = refused(vouching.client(&broker, &bound, certificate).await.issue(ask()).await);
+        assert_eq!(refusal, (Code::Unauthenticated, "BEARER_CONFIRMATION".to_owned()));
+    }
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn p5_taking_trust_back_ends_it_at_once() {
+    let mut broker = Broker::start().await;
+    let vouching = Vouching::new();
+    let mut operator = broker.as_(OPERATOR).await;
+    operator.apply(trusting(&vouching, vouched_policy())).await.unwrap();
+    let token = vouching.token(&vouching.claims(&broker, 300));
+    let mut job = vouching.client(&broker, &token, None).await;
+    let issued = job.issue(ask()).await.unwrap();
+    // Revoked: what is alive is told, and nothing more is issued on the open connection.
+    let revoked = operator.revoke(proto::TargetKind::Issuer, "github").await.unwrap();
+    assert!(revoked.exposure.iter().any(|alive| alive.token_id == issued.token_id), "{revoked:?}");
+    assert_eq!(refused(job.issue(ask()).await), (Code::PermissionDenied, "ISSUER_REVOKED".to_owned()));
+    let target = Some(target(proto::TargetKind::Issuer, "github"));
+    let reinstate = proto::ReinstateRequest { target, reason: "a test".to_owned() };
+    operator.revocation.reinstate(reinstate).await.unwrap();
+    // Claims have whole seconds: in this one the same token would be signed again.
+    broker.clock.advance(Duration::from_secs(2));
+    assert_ne!(job.issue(ask()).await.unwrap().token_id, issued.token_id);
+    // Trusted otherwise: the token is verified anew, and its audience is not the one any more.
+    let narrowed = proto::Issuer { audiences: vec!["somebody-else".to_owned()], ..vouching.issuer() };
+    let document = proto::Document { issuers: vec![narrowed], ..proto::Document::default() };
+    operator.apply(document).await.unwrap();
+    assert_eq!(refused(job.issue(ask()).await), (Code::Unauthenticated, "BEARER_AUDIENCE".to_owned()));
+    // Not trusted at all.
+    let everything = proto::ExportRequest {};
+    let mut document = operator.policy.export(everything).await.unwrap().into_inner().document.unwrap();
+    document.issuers.clear();
+    document.policies.retain(|policy| policy.name != "vouched");
+    let prune = proto::ApplyRequest { document: Some(document), prune: true, ..proto::ApplyRequest::default() };
+    operator.policy.apply(prune).await.unwrap();
+    assert_eq!(refused(job.issue(ask()).await), (Code::Unauthenticated, "BEARER_ISSUER_UNKNOWN".to_owned()));
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn an_operator_may_come_with_a_token_and_a_watch_ends_with_it() {
+    let mut broker = Broker::start().await;
+    let vouching = Vouching::new();
+    let mut operator = broker.as_(OPERATOR).await;
+    let robot = proto::Operator {
+        name: "robot".to_owned(),
+        clients: vouched_policy().clients,
+        powers: vec![proto::Power::Audit.into()],
+        app_groups: vec![],
+    };
+    let document = trusting(&vouching, vouched_policy());
+    operator.apply(proto::Document { operators: vec![robot], ..document }).await.unwrap();
+    let token = vouching.token(&vouching.claims(&broker, 300));
+    let mut job = vouching.client(&broker, &token, None).await;
+    assert!(!job.all_events().await.is_empty());
+    let apply = refused(job.apply(sample()).await);
+    assert_eq!(apply, (Code::PermissionDenied, "POWER_MISSING".to_owned()));
+    let mut watch = job.token.watch(proto::WatchRequest { from_revision: 0 }).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    broker.clock.advance(Duration::from_secs(400));
+    operator.revoke(proto::TargetKind::Policy, "somebody-elses").await.unwrap();
+    let end = eventually_ends(&mut watch).await;
+    assert_eq!(end.code(), Code::Unauthenticated, "{end:?}");
+    broker.stop().await;
+}
+
+/// The status that a stream ends with; what comes before is let by, within bounds.
+async fn eventually_ends(watch: &mut tonic::Streaming<proto::WatchResponse>) -> tonic::Status {
+    for _ in 0..20 {
+        let next = tokio::time::timeout(Duration::from_secs(20), watch.message()).await;
+        match next.expect("the stream goes on in time") {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream ended without a status"),
+            Err(status) => return status,
+        }
+    }
+    panic!("the stream did not end");
+}
