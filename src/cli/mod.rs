@@ -9,6 +9,7 @@ mod keys;
 mod operator;
 mod output;
 mod panic;
+mod policy_test;
 mod revoke;
 mod serve;
 mod shares;
@@ -90,6 +91,9 @@ enum Command {
     Key(keys::KeyCommand),
     /// Apply accounts, app groups, policies and operators from a YAML document.
     Apply(apply::Apply),
+    /// Policies offline: decide a table of expected allows and denials.
+    #[command(subcommand)]
+    Policy(policy_test::PolicyCommand),
     /// Tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -191,6 +195,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Operator(command) => command.run(&connection, &print).await,
         Command::Key(command) => command.run(&connection, &print).await,
         Command::Apply(apply) => apply.run(&connection, &print).await,
+        Command::Policy(command) => command.run(&print),
         Command::Token(command) => command.run(&connection, &print).await,
         Command::Revoke(revoke) => revoke.run(&connection, &print).await,
         Command::Exposure(exposure) => exposure.run(&connection, &print).await,

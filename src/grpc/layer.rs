@@ -203,6 +203,7 @@ where
         let Some(peer) = peer else { return refuse(Status::internal("the connection has no peer")) };
         // Before any work is done for it.
         if !peer.may_ask() {
+            rpcs.with_label_values(&[row.path, "ResourceExhausted"]).inc();
             return refuse(self.gate.limited("this connection"));
         }
         let token = bearer_of(request.headers_mut());

@@ -27,6 +27,7 @@ mod keys;
 mod leak;
 mod oidc;
 mod policy;
+mod policy_test;
 mod quota;
 mod revoke;
 mod seal;

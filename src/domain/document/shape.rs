@@ -29,7 +29,7 @@ pub enum Shape {
 }
 
 /// A named field.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Field {
     /// Its name.
     pub name: &'static str,
@@ -41,19 +41,24 @@ pub struct Field {
     pub about: &'static str,
 }
 
-const fn must(name: &'static str, shape: Shape, about: &'static str) -> Field {
+/// A field that must be there.
+pub const fn must(name: &'static str, shape: Shape, about: &'static str) -> Field {
     Field { name, shape, required: true, about }
 }
 
-const fn may(name: &'static str, shape: Shape, about: &'static str) -> Field {
+/// A field that may be left out.
+pub const fn may(name: &'static str, shape: Shape, about: &'static str) -> Field {
     Field { name, shape, required: false, about }
 }
 
-const TEXTS: Shape = Shape::List(&Shape::Text);
+/// Several texts.
+pub const TEXTS: Shape = Shape::List(&Shape::Text);
 const CLIENTS: Shape = Shape::List(&Shape::Fields(CLIENT));
-const ROLES: Shape = Shape::List(&Shape::Word(roles));
+/// Roles of Apple's.
+pub const ROLES: Shape = Shape::List(&Shape::Word(roles));
 
-fn roles() -> Vec<String> {
+/// Every role of Apple's.
+pub fn roles() -> Vec<String> {
     Role::ALL.iter().map(|role| role.as_str().to_owned()).collect()
 }
 
