@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: demo test check sim race chaos bench fmt lint-proto deny
+.PHONY: demo test check sim race differential chaos bench fmt lint-proto deny
 
 # The whole story on SQLite in a temporary folder, told to a person.
 demo:
@@ -34,6 +34,11 @@ sim:
 race:
 	RACE_OPS=$${RACE_OPS:-100000} bash tests/postgres.sh with \
 		$(CARGO) test --locked --test it -- store::race --nocapture --test-threads=1
+
+# The decision beside a naive one, straight from docs/policies.md: DIFF_OPS, DIFF_SEED.
+differential:
+	DIFF_OPS=$${DIFF_OPS:-1000000} $(CARGO) test --locked --test it -- --exact \
+		naive::the_decision_agrees_with_the_naive_one_of_the_document --nocapture
 
 # Real processes on a real PostgreSQL, killed, stopped, cut off and failed over: CHAOS_ROUNDS, CHAOS_SEED, CHAOS_ONLY.
 chaos:

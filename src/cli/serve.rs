@@ -13,6 +13,7 @@ use super::error::{CliError, Exit};
 use super::output::Printer;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, StoreAt};
+use crate::identity::oidc::Verifier;
 use crate::metrics::Metrics;
 use crate::server::{Server, ServerError};
 use crate::store::postgres::{PostgresStore, Settings};
@@ -58,6 +59,10 @@ impl ConfigCommand {
         let mut wrong: Vec<(String, String)> = Vec::new();
         if let Err(error) = Tls::load(config.tls_files(), Arc::new(SystemClock), metrics, Arc::new(|| false)) {
             wrong.push(("tls".to_owned(), error.to_string()));
+        }
+        let metrics = Metrics::new().map_err(|error| CliError::failed(error.to_string()))?;
+        if let Err(error) = Verifier::new(&config.oidc, Arc::new(SystemClock), metrics) {
+            wrong.push(("oidc".to_owned(), error.to_string()));
         }
         if let Ok(StoreAt::Sqlite(file)) = config.store.at()
             && let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())

@@ -20,7 +20,7 @@ use super::status::invalid;
 use super::{Service, caller};
 use crate::broker::{BrokerError, Proposed, Wanted};
 use crate::domain::document::{
-    self as written, AccountText, AppGroupText, CeilingText, IssuerText, OperatorText, PolicyText,
+    self as written, AccountText, AppGroupText, CeilingText, IssuerText, OperatorText, PolicyText, Violation,
 };
 use crate::domain::enforcement;
 use crate::domain::meaning;
@@ -29,6 +29,7 @@ use crate::domain::target::Target;
 use crate::id::{
     AccountName, AppGroupName, CeilingName, IdError, IssuerName, OperatorName, PolicyName, ProposalId, Revision,
 };
+use crate::identity::oidc::wrong_keys;
 use crate::store::ShadowCount;
 
 #[tonic::async_trait]
@@ -320,8 +321,17 @@ fn wanted(
     planned_revision: u64,
 ) -> Result<Wanted, Status> {
     let desired = written::Document::from(document.unwrap_or_default()).check();
+    let desired = desired.map_err(|violations| invalid(&violations))?;
+    // Whoever trusts an issuer is told where its keys can't be had, and not its callers.
+    let keys = desired.issuers.iter().enumerate().filter_map(|(at, issuer)| {
+        wrong_keys(issuer).map(|message| Violation { path: format!("issuers[{at}]"), message })
+    });
+    let wrong: Vec<Violation> = keys.collect();
+    if !wrong.is_empty() {
+        return Err(invalid(&wrong));
+    }
     Ok(Wanted {
-        desired: desired.map_err(|violations| invalid(&violations))?,
+        desired,
         unnamed: if prune { Unnamed::Remove } else { Unnamed::Keep },
         refuse_advisory,
         planned_on: Revision(planned_revision),

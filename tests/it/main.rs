@@ -25,6 +25,7 @@ mod inspect;
 mod issue;
 mod keys;
 mod leak;
+mod naive;
 mod oidc;
 mod policy;
 mod policy_test;

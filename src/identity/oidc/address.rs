@@ -99,7 +99,7 @@ fn authority_of(text: &str) -> Option<(String, Option<IpAddr>, u16)> {
             let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
             let host = host.to_ascii_lowercase();
             let ip = host.parse::<Ipv4Addr>().ok();
-            // A resolver takes `2130706433`, `0x7f.1` and `127.1` for addresses; a name whose last label is a number is none.
+            // A resolver takes `2130706433`, `0x7f.1` and `127.1` for addresses: what ends in a number is no name.
             let last = host.rsplit('.').next().unwrap_or_default();
             let number = last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x");
             if ip.is_none() && (number || !is_dns_name(&host)) {
@@ -171,8 +171,8 @@ fn reach_v6(ip: Ipv6Addr) -> Reach {
     }
 }
 
-/// Those of a host's addresses that are tried, or the first one for which the host is refused: one bad address among good
-/// ones is a trick or a mistake.
+/// Those of a host's addresses that are tried, or the first one for which the host is refused: one bad address among
+/// good ones is a trick or a mistake.
 pub(super) fn allowed(found: Vec<SocketAddr>, private: bool) -> Result<Vec<SocketAddr>, (IpAddr, Reach)> {
     let refused = |address: &&SocketAddr| match reach(address.ip()) {
         Reach::Public => false,

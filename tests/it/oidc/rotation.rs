@@ -56,6 +56,11 @@ async fn inv_keys_2_unknown_kids_cause_no_flood() {
         }
         let reasons = attacks.join_all().await;
         assert!(reasons.iter().all(|reason| *reason == "BEARER_KEY_UNKNOWN"), "{reasons:?}");
+        // Those share a fetch as they come together; and these, one after another, get none.
+        for n in 0..5 {
+            let header = json!({ "alg": "ES256", "kid": format!("{round}-later-{n}") });
+            assert_eq!(world.reason(&key.token_with(&header, &world.payload())).await, "BEARER_KEY_UNKNOWN");
+        }
         assert_eq!((provider.requests(JWKS), provider.requests(DISCOVERY)), (1 + round, 1 + round));
         world.verify(&world.token(&key)).await.unwrap();
     }

@@ -96,6 +96,11 @@ fn a_key_is_for_what_all_of_it_allows() {
     ] {
         assert!(!usable(with(ec_jwk(), name, bad.clone())), "{name} {bad}");
     }
+    // The same point, cut in another place.
+    let coordinate = |name: &str| bytes(ec_jwk()[name].as_str().unwrap()).unwrap();
+    let cut = [coordinate("x"), coordinate("y")].concat();
+    let moved = with(ec_jwk(), "x", json!(BASE64URL_NOPAD.encode(&cut[..33])));
+    assert!(!usable(with(moved, "y", json!(BASE64URL_NOPAD.encode(&cut[33..])))));
     assert!(!usable(json!({ "kty": "oct", "k": "c2VjcmV0", "alg": "HS256" })));
     assert!(!usable(with(ed_jwk(), "crv", json!("X25519"))));
     assert!(!usable(with(ed_jwk(), "x", json!("AAAA"))));
