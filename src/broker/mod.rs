@@ -1,5 +1,6 @@
 //! The use cases. One replica is one [`Broker`]; each use case is one file, readable top to bottom as its steps.
 
+mod access;
 mod apply;
 mod audit;
 mod break_glass;
@@ -36,6 +37,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use access::Whose;
 pub use apply::{Applied, Wanted};
 pub use audit::{AuditEnds, AuditPage, Finding, Pruned, Verification};
 pub use error::BrokerError;

@@ -1,5 +1,6 @@
 //! The command line. A contract: names, JSON fields and exit codes do not change without a new major version.
 
+mod access;
 mod apply;
 mod audit;
 mod dev;
@@ -94,6 +95,9 @@ enum Command {
     /// Policies offline: decide a table of expected allows and denials.
     #[command(subcommand)]
     Policy(policy_test::PolicyCommand),
+    /// Who can get what, computed from the policies.
+    #[command(subcommand)]
+    Access(access::AccessCommand),
     /// Tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -196,6 +200,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Key(command) => command.run(&connection, &print).await,
         Command::Apply(apply) => apply.run(&connection, &print).await,
         Command::Policy(command) => command.run(&print),
+        Command::Access(command) => command.run(&connection, &print).await,
         Command::Token(command) => command.run(&connection, &print).await,
         Command::Revoke(revoke) => revoke.run(&connection, &print).await,
         Command::Exposure(exposure) => exposure.run(&connection, &print).await,

@@ -83,21 +83,25 @@ impl Callers {
         by_issuer() || by_domain() || self.clients.iter().any(|pattern| pattern.matches(principal))
     }
 
-    /// Whether somebody whom the pattern means may be among them. Only what is surely not is told apart.
+    /// Whether somebody whom the pattern means may be among them.
     pub fn may_include(&self, pattern: &ClientPattern) -> bool {
-        if let Some(issuer) = pattern.issuer() {
-            return self.issuers.contains(issuer) || self.clients.iter().any(|it| it.issuer() == Some(issuer));
-        }
-        match pattern.exact().map(Principal::of_certificate) {
-            Some(principal) => self.include(&principal),
-            None => {
-                let names = self.clients.iter().any(|it| it.issuer().is_none());
-                let domain = pattern.name_parts().and_then(|(kind, text)| {
-                    (kind == "spiffe").then(|| text.trim_start_matches("spiffe://").split('/').next().unwrap_or(""))
-                });
-                names || domain.is_some_and(|domain| self.trust_domains.contains(domain))
-            }
-        }
+        self.may_include_of(pattern, |_| true)
+    }
+
+    /// The same where of the clients only these count.
+    pub fn may_include_of(&self, pattern: &ClientPattern, counts: impl Fn(&ClientPattern) -> bool) -> bool {
+        pattern.issuer().is_some_and(|issuer| self.issuers.contains(issuer))
+            || pattern.trust_domain().is_some_and(|domain| self.trust_domains.contains(domain))
+            || self.clients.iter().any(|named| named.overlaps(pattern) && counts(named))
+    }
+
+    /// Whether surely everybody whom the pattern means is among them.
+    pub fn surely_include(&self, pattern: &ClientPattern) -> bool {
+        let exact = || pattern.exact().filter(|_| pattern.issuer().is_none()).map(Principal::of_certificate);
+        pattern.issuer().is_some_and(|issuer| self.issuers.contains(issuer))
+            || pattern.trust_domain().is_some_and(|domain| self.trust_domains.contains(domain))
+            || self.clients.contains(pattern)
+            || exact().is_some_and(|principal| self.include(&principal))
     }
 }
 

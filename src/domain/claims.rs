@@ -13,13 +13,13 @@ use serde_json::Value;
 use super::glob::ClaimGlob;
 
 /// Most claims that are kept of one token.
-const MOST_CLAIMS: usize = 200;
+pub const MOST_CLAIMS: usize = 200;
 
 /// Most values of one claim.
-const MOST_VALUES: usize = 200;
+pub const MOST_VALUES: usize = 200;
 
 /// Longest name or value, in bytes.
-const MOST_BYTES: usize = 1024;
+pub const MOST_BYTES: usize = 1024;
 
 /// Deepest object.
 const MOST_DEPTH: usize = 4;
@@ -52,6 +52,11 @@ impl Claims {
             claims.0.entry(name.to_owned()).or_default().push(value.to_owned());
         }
         claims
+    }
+
+    /// Makes this the one value of a claim.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.0.insert(name.to_owned(), vec![value.to_owned()]);
     }
 
     fn take(&mut self, name: String, value: &Value, depth: usize) {
@@ -100,6 +105,19 @@ impl Claims {
             self.values(name).iter().any(|value| globs.iter().any(|glob| glob.matches(value)))
         };
         conditions.iter().find(|condition| !holds(condition)).map(|(name, _)| name.as_str())
+    }
+
+    /// The conditions on claims that are not there at all; `None` where one that is there does not hold.
+    pub fn lacking<'a>(&self, conditions: &'a ClaimConditions) -> Option<Vec<(&'a str, &'a [ClaimGlob])>> {
+        let mut out = Vec::new();
+        for (name, globs) in conditions {
+            match self.values(name) {
+                [] => out.push((name.as_str(), globs.as_slice())),
+                values if values.iter().any(|value| globs.iter().any(|glob| glob.matches(value))) => {}
+                _ => return None,
+            }
+        }
+        Some(out)
     }
 
     /// Those with one of these names.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use super::app_group::AppGroup;
 use super::apple;
-use super::ceiling::Bounds;
+use super::ceiling::{Bounds, Callers};
 use super::key::Key;
 use super::operation::Operation;
 use super::policy::Policy;
@@ -171,8 +171,8 @@ pub fn grant<'a>(
     Ground::of(&request.app_group, state).grant(request, policy, state, now)
 }
 
-/// What is the same for every policy of one group.
-struct Ground<'a> {
+/// What is the same for every policy of one group, and each condition of a decision as a part of its own.
+pub(super) struct Ground<'a> {
     group: Option<&'a Arc<AppGroup>>,
     account_revoked: bool,
     group_revoked: bool,
@@ -187,7 +187,8 @@ struct Ground<'a> {
 type Routed<'a> = Result<(&'a Arc<Key>, Strength), Miss<'a>>;
 
 impl<'a> Ground<'a> {
-    fn of(name: &AppGroupName, state: &'a State) -> Self {
+    /// What there is for policies of this group.
+    pub(super) fn of(name: &AppGroupName, state: &'a State) -> Self {
         let group = state.app_groups().get(name);
         let account = group.map(|group| Target::Account(group.account.clone()));
         let bounds: Vec<&Bounds> = state.bounds_of(name).collect();
@@ -222,6 +223,20 @@ impl<'a> Ground<'a> {
         state: &'a State,
         now: UnixMillis,
     ) -> Result<Terms<'a>, Miss<'a>> {
+        let group = self.standing(policy, state)?;
+        let ends_at = in_force(policy, state, now)?;
+        if !has_certificate(principal, policy) {
+            return Err(DenyReason::CertificateRequired.into());
+        }
+        // INVARIANT (INV-CEILING-1)
+        if let Some(ceiling) = self.bounds.iter().find_map(|bounds| bounds.forbids_caller(principal)) {
+            return Err(Miss { reason: DenyReason::CallerOverCeiling, ceiling: Some(ceiling) });
+        }
+        self.offer(role, policy, group, ends_at, state)
+    }
+
+    /// The group, where neither it, nor its account, nor the policy is revoked.
+    pub(super) fn standing(&self, policy: &Policy, state: &State) -> Result<&'a Arc<AppGroup>, Miss<'a>> {
         let group = self.group.ok_or(DenyReason::NoPolicy)?;
         if self.account_revoked {
             return Err(DenyReason::AccountRevoked.into());
@@ -232,16 +247,23 @@ impl<'a> Ground<'a> {
         if state.is_policy_revoked(&policy.name) {
             return Err(DenyReason::PolicyRevoked.into());
         }
-        let ends_at = in_force(policy, state, now)?;
-        let certificate = principal.certificate.as_ref();
-        let presents = |pattern: &super::pattern::ClientPattern| certificate.is_some_and(|name| pattern.names(name));
-        if !policy.require_mtls.is_empty() && !policy.require_mtls.iter().any(presents) {
-            return Err(DenyReason::CertificateRequired.into());
-        }
-        // INVARIANT (INV-CEILING-1)
-        if let Some(ceiling) = self.bounds.iter().find_map(|bounds| bounds.forbids_caller(principal)) {
-            return Err(Miss { reason: DenyReason::CallerOverCeiling, ceiling: Some(ceiling) });
-        }
+        Ok(group)
+    }
+
+    /// Who may get tokens at all, by ceiling.
+    pub(super) fn callers(&self) -> impl Iterator<Item = (&'a Callers, &'a CeilingName)> {
+        self.bounds.iter().flat_map(|bounds| bounds.callers())
+    }
+
+    /// What the policy grants with the role to whoever is its client and may have tokens now.
+    pub(super) fn offer(
+        &self,
+        role: Role,
+        policy: &'a Arc<Policy>,
+        group: &'a Arc<AppGroup>,
+        ends_at: i64,
+        state: &'a State,
+    ) -> Result<Terms<'a>, Miss<'a>> {
         // INVARIANT (P3): role, scope and lifetime are the policy's, or less.
         if !policy.roles.contains(role) {
             return Err(DenyReason::RoleNotGranted.into());
@@ -328,11 +350,12 @@ impl<'a> Ground<'a> {
 }
 
 /// Whether the policy grants anything now, and the moment from which it will not, in Unix seconds.
-fn in_force(policy: &Policy, state: &State, now: UnixMillis) -> Result<i64, DenyReason> {
-    if policy.not_before.is_some_and(|start| now < start) || policy.not_after.is_some_and(|end| now >= end) {
+pub(super) fn in_force(policy: &Policy, state: &State, now: UnixMillis) -> Result<i64, DenyReason> {
+    let mut ends_at = policy.not_after.map_or(i64::MAX, UnixMillis::seconds);
+    // Tokens live whole seconds: none fits into the second in which the policy ends.
+    if policy.not_before.is_some_and(|start| now < start) || now.seconds() >= ends_at {
         return Err(DenyReason::OutsideValidity);
     }
-    let mut ends_at = policy.not_after.map_or(i64::MAX, UnixMillis::seconds);
     if let Some(hours) = &policy.hours {
         ends_at = ends_at.min(hours.open_until(now).ok_or(DenyReason::OutsideHours)?);
     }
@@ -341,6 +364,13 @@ fn in_force(policy: &Policy, state: &State, now: UnixMillis) -> Result<i64, Deny
         ends_at = ends_at.min(opened.ok_or(DenyReason::BreakGlassClosed)?.until);
     }
     Ok(ends_at)
+}
+
+/// Whether the caller presents one of the certificates that the policy asks for.
+pub(super) fn has_certificate(principal: &Principal, policy: &Policy) -> bool {
+    let presented = principal.certificate.as_ref();
+    policy.require_mtls.is_empty()
+        || presented.is_some_and(|name| policy.require_mtls.iter().any(|pattern| pattern.names(name)))
 }
 
 #[cfg(test)]

@@ -73,6 +73,11 @@ impl ClaimGlob {
             && rest.next().is_some_and(|part| !part.is_empty() && !part.contains('*'))
     }
 
+    /// Whether some value is what both say.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        globs_overlap(self.0.as_bytes(), other.0.as_bytes(), CLAIM_SEPARATORS)
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -136,6 +141,47 @@ pub(super) fn glob_matches(pattern: &[u8], text: &[u8], separators: &[u8]) -> bo
     pattern.get(at..).is_none_or(|rest| rest.iter().all(|b| *b == b'*'))
 }
 
+/// Whether some text is what both patterns say. As a `*` crosses no separator, both have the same separators in the same
+/// order, and each part is asked alone.
+pub(super) fn globs_overlap(one: &[u8], other: &[u8], separators: &[u8]) -> bool {
+    let is_separator = |b: &u8| separators.contains(b);
+    let between = |text: &[u8]| text.iter().copied().filter(|b| is_separator(b)).collect::<Vec<u8>>();
+    between(one) == between(other)
+        && one.split(is_separator).zip(other.split(is_separator)).all(|(one, other)| parts_overlap(one, other))
+}
+
+/// The same of two patterns without separators, in the product of their lengths.
+fn parts_overlap(one: &[u8], other: &[u8]) -> bool {
+    // Whether some text can be what has been read of `one`, and of `other` up to each place.
+    let mut reached = vec![false; other.len().saturating_add(1)];
+    if let Some(first) = reached.first_mut() {
+        *first = true;
+    }
+    for (at, wanted) in other.iter().enumerate() {
+        let before = reached.get(at).copied().unwrap_or_default();
+        if let Some(place) = reached.get_mut(at.saturating_add(1)) {
+            *place = before && *wanted == b'*';
+        }
+    }
+    for here in one {
+        // A `*` may stand for nothing; nothing else may.
+        let mut next = if *here == b'*' { reached.clone() } else { vec![false; reached.len()] };
+        for (at, there) in other.iter().enumerate() {
+            let reaches = |row: &[bool], at: usize| row.get(at).copied().unwrap_or_default();
+            let (left, after) = (reaches(&next, at), at.saturating_add(1));
+            let both = (here == there || *here == b'*' || *there == b'*') && reaches(&reached, at);
+            // A `*` of either goes on over what the other says next.
+            let over = (*here == b'*' || *there == b'*') && left;
+            let stays = *there == b'*' && reaches(&reached, after);
+            if let Some(place) = next.get_mut(after) {
+                *place |= both || over || stays;
+            }
+        }
+        reached = next;
+    }
+    reached.last().copied().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -167,6 +213,10 @@ mod tests {
         assert!(!ClaimGlob::parse("repo:ac*/x:*").unwrap().names_after(&["repo"]));
     }
 
+    fn naive_over(pattern: &[u8], text: &[u8]) -> bool {
+        glob_matches(pattern, text, b"/")
+    }
+
     /// The same by trying every length of every `*`.
     fn naive(pattern: &[u8], text: &[u8]) -> bool {
         match pattern.split_first() {
@@ -179,7 +229,29 @@ mod tests {
         }
     }
 
+    /// Every text over `a`, `b` and `/` of up to four characters.
+    fn texts() -> Vec<Vec<u8>> {
+        let mut all = vec![vec![]];
+        let mut last = all.clone();
+        for _ in 0..4 {
+            last = last.iter().flat_map(|text: &Vec<u8>| b"ab/".map(|b| [text.as_slice(), &[b]].concat())).collect();
+            all.extend(last.clone());
+        }
+        all
+    }
+
     proptest! {
+        #[test]
+        fn two_patterns_overlap_where_some_text_is_what_both_say(one in "[ab*/]{0,4}", other in "[ab*/]{0,4}") {
+            let (one, other) = (one.as_bytes(), other.as_bytes());
+            // What both say need be no longer than the literals of both; here these are few enough to try all texts.
+            prop_assume!([one, other].concat().iter().filter(|b| matches!(b, b'a' | b'b' | b'/')).count() <= 4);
+            let found = texts().iter().any(|text| {
+                naive_over(one, text) && naive_over(other, text)
+            });
+            prop_assert_eq!(globs_overlap(one, other, b"/"), found);
+        }
+
         #[test]
         fn the_quick_way_agrees_with_the_naive_one(pattern in "[ab*:/]{0,10}", text in "[ab:/]{0,12}") {
             prop_assert_eq!(

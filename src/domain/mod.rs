@@ -1,6 +1,9 @@
 //! The domain: pure, synchronous, without I/O, clocks or randomness. Everything it depends on is an argument.
 
+pub mod access;
 pub mod account;
+#[cfg(test)]
+pub(crate) mod any;
 pub mod app_group;
 pub mod apple;
 pub mod audit;

@@ -164,6 +164,14 @@ impl OperationTemplate {
         apps.iter().any(|app| self.for_app(app) == *wanted)
     }
 
+    /// The reads that it grants for these apps, as far as an entry of a scope can hold them.
+    pub fn reads<'a>(&'a self, apps: &'a BTreeSet<AppId>) -> impl Iterator<Item = Operation> + 'a {
+        let exact = (!self.0.has_placeholder()).then(|| self.0.clone());
+        let for_apps = exact.is_none().then(|| apps.iter().map(|app| self.for_app(app)));
+        let all = exact.into_iter().chain(for_apps.into_iter().flatten());
+        all.filter(|read| read.to_string().len() <= MOST_BYTES)
+    }
+
     /// The read, with `{app}` where an app's id would stand.
     pub fn as_operation(&self) -> &Operation {
         &self.0

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::claims::ClaimConditions;
-use super::glob::{ClaimGlob, glob_matches};
+use super::glob::{ClaimGlob, glob_matches, globs_overlap};
 use super::principal::Principal;
 use crate::id::{ClientId, IssuerName, is_dns_label, is_spiffe_segment, is_trust_domain, shown};
 
@@ -82,6 +82,12 @@ impl NamePattern {
         let separators: &[u8] = if self.text.starts_with("spiffe://") { b"/" } else { b"." };
         glob_matches(self.text.as_bytes().get(self.literal..).unwrap_or_default(), rest, separators)
     }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        let is_spiffe = |pattern: &Self| pattern.text.starts_with("spiffe://");
+        let separators: &[u8] = if is_spiffe(self) { b"/" } else { b"." };
+        is_spiffe(self) == is_spiffe(other) && globs_overlap(self.text.as_bytes(), other.text.as_bytes(), separators)
+    }
 }
 
 impl VouchedPattern {
@@ -94,6 +100,16 @@ impl VouchedPattern {
             return Some("subject");
         }
         vouched.claims.first_unmet(&self.claims)
+    }
+
+    /// What else the issuer would have to say of the caller: claims that are not there at all. `None` where what is there
+    /// says otherwise already.
+    pub fn lacking<'a>(&'a self, principal: &Principal) -> Option<Vec<(&'a str, &'a [ClaimGlob])>> {
+        let vouched = principal.vouched.as_ref().filter(|it| it.issuer.name == self.issuer)?;
+        if self.subject.as_ref().is_some_and(|glob| !glob.matches(&vouched.subject)) {
+            return None;
+        }
+        vouched.claims.lacking(&self.claims)
     }
 }
 
@@ -159,6 +175,19 @@ impl ClientPattern {
         }
     }
 
+    /// Whether some caller may be one that both mean. An issuer can say several things in one claim, so claims never stand
+    /// against each other.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Name(one), Self::Name(other)) => one.overlaps(other),
+            (Self::Vouched(one), Self::Vouched(other)) => {
+                let subjects = one.subject.as_ref().zip(other.subject.as_ref());
+                one.issuer == other.issuer && subjects.is_none_or(|(one, other)| one.overlaps(other))
+            }
+            _ => false,
+        }
+    }
+
     /// The one client that is meant, where there is no `*`.
     pub fn exact(&self) -> Option<ClientId> {
         match self {
@@ -176,6 +205,14 @@ impl ClientPattern {
         match self {
             Self::Name(_) => None,
             Self::Vouched(pattern) => Some(&pattern.issuer),
+        }
+    }
+
+    /// The trust domain, where it is one over SPIFFE IDs.
+    pub fn trust_domain(&self) -> Option<&str> {
+        match self {
+            Self::Name(pattern) => pattern.text.strip_prefix("spiffe://")?.split('/').next(),
+            Self::Vouched(_) => None,
         }
     }
 

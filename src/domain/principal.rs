@@ -3,11 +3,12 @@
 //! The facts of a caller that an issuer vouches for are kept in audit rows, so that a decision can be made again: at the
 //! end of `identity`, as `; certificate NAME; claims {"name":["value"]}`, with `none` for no certificate.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::claims::Claims;
 use super::issuer::Issuer;
-use crate::id::ClientId;
+use crate::id::{ClientId, IssuerName};
 
 /// An authenticated caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +61,19 @@ impl Principal {
         Self { client, certificate: facts.certificate, vouched: Some(Arc::new(vouched)) }
     }
 
+    /// Somebody who never called, for whoever asks what would be: an `oidc:` client is vouched for by the issuer of its
+    /// name, where there is one, with these facts; anyone else is named by a certificate alone.
+    pub fn imagined(client: ClientId, mut facts: Facts, issuers: &BTreeMap<IssuerName, Arc<Issuer>>) -> Self {
+        let Some(name) = client.issuer() else { return Self::of_certificate(client) };
+        let Some(issuer) = issuers.get(&name) else {
+            return Self { client, certificate: facts.certificate, vouched: None };
+        };
+        // Every token says these two.
+        facts.claims.set("sub", client.as_str().strip_prefix(&name.client_prefix()).unwrap_or_default());
+        facts.claims.set("iss", &issuer.url);
+        Self::of_issuer(client, Arc::clone(issuer), facts, i64::MAX)
+    }
+
     /// What the identity in an audit row ends with: the certificate and, of the claims, those named. Nothing for a caller
     /// whom a certificate alone names.
     pub fn facts<'a>(&self, claims_named: impl Iterator<Item = &'a str>) -> String {
@@ -87,13 +101,12 @@ impl Facts {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::domain::issuer::{IssuerKeys, IssuerKind};
-    use crate::id::IssuerName;
 
     fn issuer() -> Arc<Issuer> {
         Arc::new(Issuer {

@@ -12,7 +12,3 @@ pub(super) async fn explain(
 ) -> Result<proto::ExplainResponse, Status> {
     Err(Status::unimplemented("draft"))
 }
-
-pub(super) fn list_access(_: &Broker, _: proto::ListAccessRequest) -> Result<proto::ListAccessResponse, Status> {
-    Err(Status::unimplemented("draft"))
-}

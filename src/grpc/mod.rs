@@ -1,6 +1,7 @@
 //! The gRPC surface: one thin service a noun. Each method parses, calls one use case, and converts.
 
 pub mod access;
+mod access_list;
 mod audit_service;
 mod convert;
 pub(crate) mod document;

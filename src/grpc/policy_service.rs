@@ -146,7 +146,7 @@ impl PolicyService for Service {
     }
 
     async fn list_access(&self, request: Request<ListAccessRequest>) -> Result<Response<ListAccessResponse>, Status> {
-        super::explain::list_access(&self.0, request.into_inner()).map(Response::new)
+        super::access_list::list_access(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn report_shadows(

@@ -10,6 +10,7 @@
 )]
 
 mod access;
+mod access_list;
 mod audit;
 mod bad_input;
 mod bearer;
