@@ -29,6 +29,13 @@ pub fn shown(text: &str) -> String {
     out
 }
 
+/// Whether a character shows as nothing, breaks a line or turns it around (Unicode Standard Annex 9, section 2).
+pub fn is_deceptive(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $check:expr, $expected:literal) => {
         $(#[$doc])*

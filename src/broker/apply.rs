@@ -149,12 +149,13 @@ pub(super) fn unmoved(planned_on: Revision, state: &State) -> Result<(), BrokerE
     Err(BrokerError::PlanStale { planned_on, moved })
 }
 
-/// Limits of policies of the document that nobody enforces.
+/// Limits of policies of the document that nobody enforces. A policy that says nothing of operations has no such limit.
 fn advisory(steps: &[Step]) -> Vec<Violation> {
     let mut out = Vec::new();
     let mut nth = 0_usize;
     for step in steps.iter().filter(|step| matches!(step.object, ObjectName::Policy(_))) {
-        let nobody = step.enforced_by.iter().filter(|entry| entry.by == EnforcedBy::Nobody);
+        let nobody = step.enforced_by.iter();
+        let nobody = nobody.filter(|entry| entry.by == EnforcedBy::Nobody && entry.limit != "operations");
         out.extend(nobody.map(|entry| Violation {
             path: format!("policies[{nth}]"),
             message: format!("nobody enforces the limit `{}`: {}", entry.limit, entry.explanation),

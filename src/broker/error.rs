@@ -85,6 +85,11 @@ pub enum BrokerError {
         "the policy `{0}` is not a break-glass policy: it has no `break_glass: true`, and grants without being opened"
     )]
     NotBreakGlass(PolicyName),
+    /// The audit has no such decision.
+    #[error(
+        "the audit has no decision `{0}`: refusals of one caller beyond ten a second share one summary row, and rows that were pruned are gone"
+    )]
+    UnknownDecision(DecisionId),
     /// There is nothing of this name.
     #[error("there is no {kind} `{name}`")]
     NotFound {
@@ -237,7 +242,7 @@ impl BrokerError {
             Self::OwnProposal => "OWN_PROPOSAL",
             Self::TooManyProposals(_) => "TOO_MANY_PROPOSALS",
             Self::NotBreakGlass(_) => "NOT_BREAK_GLASS",
-            Self::NotFound { .. } => "NOT_FOUND",
+            Self::NotFound { .. } | Self::UnknownDecision(_) => "NOT_FOUND",
             Self::BadP8(_) => "BAD_P8",
             Self::KeyExists { .. } => "KEY_EXISTS",
             Self::SameMaterial { .. } => "KEY_MATERIAL_EXISTS",
@@ -304,8 +309,19 @@ fn limits(number: usize) -> String {
     if number == 1 { "1 limit".to_owned() } else { format!("{number} limits") }
 }
 
+/// The first of what moved; a message is a line.
 fn joined(what: &[String]) -> String {
-    if what.is_empty() { "more than is remembered".to_owned() } else { what.join("; ") }
+    const MOST: usize = 4;
+    const MOST_CHARS: usize = 150;
+    let short = |text: &String| match text.char_indices().nth(MOST_CHARS) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.clone(),
+    };
+    let mut out: Vec<String> = what.iter().take(MOST).map(short).collect();
+    if let Some(more) = what.len().checked_sub(MOST).filter(|more| *more > 0) {
+        out.push(format!("and {more} more"));
+    }
+    if out.is_empty() { "more than is remembered".to_owned() } else { out.join("; ") }
 }
 
 fn count(fields: usize) -> String {

@@ -121,8 +121,8 @@ impl Broker {
         Ok(self.parts.store.handouts(id, from, until, MOST_HANDOUTS).await?)
     }
 
-    /// Writes down that an operator looked at somebody else's token.
-    fn record_read(&self, caller: &Caller, event: &str, detail: &str, key_id: Option<String>) {
+    /// Writes down that an operator looked at what is somebody else's.
+    pub(super) fn record_read(&self, caller: &Caller, event: &str, detail: &str, key_id: Option<String>) {
         let Ok(decision_id) = self.decision_id() else { return };
         let Ok(open) = self.open() else { return };
         let row = AuditEvent {

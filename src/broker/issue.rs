@@ -31,6 +31,9 @@ use crate::domain::target::Target;
 use crate::id::{AppGroupName, ClientId, DecisionId, KeyId, PolicyName, Revision};
 use crate::signer::SignedToken;
 
+/// What rows of decisions on tokens are called.
+pub(super) const ISSUE_TOKEN: &str = "IssueToken";
+
 /// A token whose row lost the head this often answers that the control plane is contended.
 const MOST_TRIES: u32 = 5;
 
@@ -117,7 +120,7 @@ impl Broker {
         let open = match self.open() {
             Ok(open) => open,
             Err(error) => {
-                self.remember_while_sealed(caller, "IssueToken", error.reason(), &decision_id);
+                self.remember_while_sealed(caller, ISSUE_TOKEN, error.reason(), &decision_id);
                 return Err(error);
             }
         };
@@ -372,7 +375,7 @@ fn event(
     let signed = token.permit();
     AuditEvent {
         at: permit.decided_at(),
-        event: "IssueToken".to_owned(),
+        event: ISSUE_TOKEN.to_owned(),
         outcome,
         reason: "OK".to_owned(),
         decision_id: decision_id.to_string(),
@@ -417,6 +420,16 @@ fn identity(caller: &Caller, group: &AppGroupName, state: &State) -> String {
     let Some(vouched) = &caller.principal.vouched else { return caller.identity.clone() };
     let facts = caller.principal.facts(state.claims_named(group, &vouched.issuer));
     format!("{}{facts}", caller.identity)
+}
+
+/// The time to live that was asked for, in seconds, from what [`asked`] wrote; `None` for what it did not write. A summary
+/// of refusals ends with what the last of them asked for.
+pub(super) fn asked_ttl(detail: &str) -> Option<Option<i64>> {
+    let last = detail.rsplit("the last of them: ").next()?;
+    match last.strip_prefix("ttl ")?.split(',').next()? {
+        "default" => Some(None),
+        seconds => seconds.strip_suffix('s')?.parse().ok().map(Some),
+    }
 }
 
 fn scope_text(scope: &[Operation]) -> String {

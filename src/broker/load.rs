@@ -23,7 +23,7 @@ use crate::store::anchor::Anchor;
 use crate::store::{Store, StoreError, StoredEnd};
 use crate::vault::VaultError;
 use crate::vault::keyring::Keyring;
-use crate::vault::log::RecordError;
+use crate::vault::log::{RecordError, SealedRecord};
 use crate::vault::unseal::SealRow;
 
 /// Records read at a time.
@@ -134,18 +134,49 @@ pub(super) async fn catch_up(
     loop {
         let page = store.records_from(state.head().revision.next(), PAGE).await?;
         for sealed in &page {
-            if sealed.previous != state.head().chain {
-                let why = format!("revision {} does not follow the one before it", sealed.revision);
-                return Err(LoadError::Refused(Refusal { diverged: true, ..Refusal::tampered(why) }));
-            }
-            let record = sealed.open(keyring, vault)?;
-            fold(&mut state, &record, sealed.head())?;
-            seen(&record);
+            seen(&follow(&mut state, sealed, vault, keyring)?);
         }
         if page.len() < PAGE as usize {
             return Ok(state);
         }
     }
+}
+
+/// Folds the next record of this history onto a state.
+fn follow(state: &mut State, sealed: &SealedRecord, vault: &VaultId, keyring: &Keyring) -> Result<Record, LoadError> {
+    if sealed.previous != state.head().chain {
+        let why = format!("revision {} does not follow the one before it", sealed.revision);
+        return Err(LoadError::Refused(Refusal { diverged: true, ..Refusal::tampered(why) }));
+    }
+    let record = sealed.open(keyring, vault)?;
+    fold(state, &record, sealed.head())?;
+    Ok(record)
+}
+
+/// The state at an earlier revision: the newest checkpoint up to there, and the records from it on.
+///
+/// # Errors
+/// Where records are not there any more, or can't be read.
+pub(super) async fn state_at(
+    store: &dyn Store,
+    vault: &VaultId,
+    keyring: &Keyring,
+    revision: Revision,
+) -> Result<State, LoadError> {
+    let checkpoint = store.checkpoint_before(revision).await?;
+    let mut state = from_checkpoint(store, vault, keyring, checkpoint).await?;
+    while state.head().revision < revision {
+        let missing = revision.0.saturating_sub(state.head().revision.0);
+        let limit = u32::try_from(missing).unwrap_or(PAGE).min(PAGE);
+        let page = store.records_from(state.head().revision.next(), limit).await?;
+        if page.first().is_none_or(|sealed| sealed.revision != state.head().revision.next()) {
+            return Err(tampered(format!("the records after revision {} are not there", state.head().revision)));
+        }
+        for sealed in &page {
+            follow(&mut state, sealed, vault, keyring)?;
+        }
+    }
+    Ok(state)
 }
 
 /// The state that the log ends with.
@@ -154,18 +185,7 @@ pub(super) async fn catch_up(
 /// Where the log is not what this broker wrote.
 pub(super) async fn fold_log(store: &dyn Store, vault: &VaultId, keyring: &Keyring) -> Result<State, LoadError> {
     let checkpoint = store.newest_checkpoint().await?;
-    let mut state = State::default();
-    if checkpoint > Revision::default() {
-        let rows = store.records_from(checkpoint, 1).await?;
-        let sealed = rows.first().ok_or_else(|| tampered(format!("the checkpoint at {checkpoint} is missing")))?;
-        let record = sealed.open(keyring, vault)?;
-        let Change::Checkpoint { state: snapshot } = &record.change else {
-            return Err(tampered(format!("revision {checkpoint} is not the checkpoint it is marked as")));
-        };
-        let before = Head { revision: Revision(checkpoint.0.saturating_sub(1)), chain: sealed.previous };
-        state = State::from_snapshot(before, (**snapshot).clone());
-        fold(&mut state, &record, sealed.head())?;
-    }
+    let state = from_checkpoint(store, vault, keyring, checkpoint).await?;
     let (mut state, mut head) = (catch_up(store, vault, keyring, state, |_| ()).await?, store.head().await?);
     for _ in 0..MOST_TRIES {
         if head.revision <= state.head().revision {
@@ -186,6 +206,28 @@ pub(super) async fn fold_log(store: &dyn Store, vault: &VaultId, keyring: &Keyri
             head.revision
         )));
     }
+    Ok(state)
+}
+
+/// The state that a checkpoint holds; the empty one for no checkpoint.
+async fn from_checkpoint(
+    store: &dyn Store,
+    vault: &VaultId,
+    keyring: &Keyring,
+    checkpoint: Revision,
+) -> Result<State, LoadError> {
+    if checkpoint == Revision::default() {
+        return Ok(State::default());
+    }
+    let rows = store.records_from(checkpoint, 1).await?;
+    let sealed = rows.first().ok_or_else(|| tampered(format!("the checkpoint at {checkpoint} is missing")))?;
+    let record = sealed.open(keyring, vault)?;
+    let Change::Checkpoint { state: snapshot } = &record.change else {
+        return Err(tampered(format!("revision {checkpoint} is not the checkpoint it is marked as")));
+    };
+    let before = Head { revision: Revision(checkpoint.0.saturating_sub(1)), chain: sealed.previous };
+    let mut state = State::from_snapshot(before, (**snapshot).clone());
+    fold(&mut state, &record, sealed.head())?;
     Ok(state)
 }
 

@@ -59,7 +59,9 @@ impl Broker {
             let Some(Change::DocumentApplied { put, removed }) = plan.change else {
                 return Err(BrokerError::invalid("document", "changes nothing: there is nothing to propose"));
             };
-            let waiting = state.proposals().len();
+            // One that nobody looked at in time is in nobody's way.
+            let now = clock.now();
+            let waiting = state.proposals().values().filter(|it| it.expires_at() > now.seconds()).count();
             if waiting >= proposal::MOST_OPEN {
                 return Err(BrokerError::TooManyProposals(waiting));
             }
@@ -67,9 +69,10 @@ impl Broker {
                 id: name.clone(),
                 put,
                 removed,
-                planned_on: state.last_move(),
-                stamp: Stamp { by: by.clone(), at: clock.now() },
+                planned_on: state.head().revision,
+                stamp: Stamp { by: by.clone(), at: now },
                 client: principal.client.clone(),
+                certificate: principal.certificate.clone().filter(|name| *name != principal.client),
                 reason: reason.clone(),
             };
             let detail = Some(format!("proposal {name}: {}", detail(&plan.steps)));
@@ -109,15 +112,11 @@ impl Broker {
         let now_s = self.parts.clock.now().seconds();
         let first = reviewed(&state, id, caller, now_s)?;
         let asker = self.asker(&state, caller, power_for(&first, &state, &caller.principal))?;
-        let (caller, name, operator) = (caller.clone(), id.clone(), asker.actor.name.clone());
+        let (caller, name) = (caller.clone(), id.clone());
         let steps = Arc::new(Mutex::new(first));
         let planned = Arc::clone(&steps);
         let propose = move |state: &State, _: &Keyring| {
             let steps = reviewed(state, &name, &caller, now_s)?;
-            // INVARIANT (INV-PROPOSAL-2): nor under another name of the same operator.
-            if state.proposals().get(&name).is_some_and(|it| it.stamp.by == operator) {
-                return Err(BrokerError::OwnProposal);
-            }
             let detail = Some(format!("proposal {name}: {}", detail(&steps)));
             *planned.lock().unwrap_or_else(PoisonError::into_inner) = steps;
             let change = Some(Change::ProposalApproved { id: name.clone() });
@@ -185,8 +184,10 @@ fn reviewed(state: &State, id: &ProposalId, caller: &Caller, now_s: i64) -> Resu
         return Err(BrokerError::LacksPower(Power::AuthorPolicies));
     }
     let proposal = alive(state, id, now_s)?;
-    // INVARIANT (INV-PROPOSAL-2)
-    if proposal.client == *caller.client() || caller.principal.certificate.as_ref() == Some(&proposal.client) {
+    // INVARIANT (INV-PROPOSAL-2): nor as the same operator under another client's name, whichever of the approver's
+    // operators the power comes from.
+    let same_operator = || state.operators_of(&caller.principal).any(|it| it.name.as_str() == proposal.stamp.by);
+    if proposal.is_by(&caller.principal) || same_operator() {
         return Err(BrokerError::OwnProposal);
     }
     // INVARIANT (INV-PROPOSAL-1): whatever moved since, the proposer's powers included, is in the list of moves.

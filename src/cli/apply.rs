@@ -1,4 +1,4 @@
-//! `apply`: shows the plan, and applies it, or proposes it where that takes two operators. `export`: the way back.
+//! `apply`: shows the plan, and applies it, or proposes it where that takes two operators.
 
 use std::path::PathBuf;
 
@@ -53,7 +53,10 @@ impl Apply {
         let placed = |status: tonic::Status| {
             let invalid = status.code() == Code::InvalidArgument;
             let mut error = CliError::from(status);
-            error.violations = parsed.placed(error.violations.drain(..));
+            // What is about no field, such as how many more there are, has no place.
+            let (named, rest): (Vec<_>, Vec<_>) = error.violations.drain(..).partition(|(path, _)| !path.is_empty());
+            error.violations = parsed.placed(named.into_iter());
+            error.violations.extend(rest);
             if invalid {
                 error.message.clone_from(&cant);
             }

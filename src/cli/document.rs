@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::error::CliError;
 use super::yaml::Yaml;
 use crate::domain::document::Document;
-use crate::domain::document::shape::DOCUMENT;
+use crate::domain::document::shape::{DOCUMENT, REVISION};
 
 /// Most files of one folder.
 const MOST_FILES: usize = 10_000;
@@ -35,6 +35,8 @@ impl Parsed {
         for (file, text) in texts {
             yaml.read(file, text, DOCUMENT)?;
         }
+        // Says when it was exported, and nothing of what is wanted.
+        yaml.value.remove(REVISION);
         let value = Value::Object(yaml.value.clone());
         // What is of a wrong shape is among the violations already, and left out here.
         let document = serde_json::from_value(value).map_err(|error| CliError::failed(error.to_string()))?;
@@ -47,7 +49,7 @@ impl Parsed {
         let checked = checked.into_iter().map(|violation| (violation.path, violation.message));
         // A field of a wrong type was left empty: what the rules say of it then is no news.
         let known = |path: &String| {
-            !self.yaml.violations.iter().any(|(wrong, _)| path.starts_with(wrong.as_str()) || wrong.starts_with(path))
+            !self.yaml.violations.iter().any(|(wrong, _)| lies_within(path, wrong) || lies_within(wrong, path))
         };
         let all = self.yaml.violations.iter().cloned().chain(checked.filter(|(path, _)| known(path)));
         self.yaml.placed(all)
@@ -57,6 +59,11 @@ impl Parsed {
     pub(super) fn placed(&self, violations: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
         self.yaml.placed(violations)
     }
+}
+
+/// Whether a path is another one, or leads on from it.
+fn lies_within(path: &str, outer: &str) -> bool {
+    path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// The texts of a path, by the names of their files.

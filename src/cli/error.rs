@@ -67,7 +67,11 @@ impl From<Status> for CliError {
         };
         let exit = if reason == "NOT_INITIALISED" { Exit::Unavailable } else { exit };
         let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
-        let violations = violations.iter().map(|it| (it.field.clone(), it.description.clone())).collect();
+        let mut violations: Vec<_> = violations.iter().map(|it| (it.field.clone(), it.description.clone())).collect();
+        // What came between a plan and its change.
+        let preconditions = details.precondition_failure().map(|it| it.violations.as_slice()).unwrap_or_default();
+        let moved = preconditions.iter().filter(|it| it.r#type == "REVISION");
+        violations.extend(moved.map(|it| (String::new(), it.description.clone())));
         let message = match (details.error_info(), std::error::Error::source(&status)) {
             // No answer of the broker's: what the connection says.
             (None, Some(source)) => connection_lost(source),

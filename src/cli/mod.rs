@@ -3,21 +3,29 @@
 mod access;
 mod apply;
 mod audit;
+mod break_glass;
 mod dev;
 mod document;
 mod error;
+mod explain;
+mod export;
 mod keys;
 mod operator;
 mod output;
 mod panic;
 mod policy_test;
+mod proposal;
+mod read;
 mod revoke;
+mod schema;
 mod serve;
+mod shadow;
 mod shares;
 mod token;
 mod watch;
 mod whois;
 mod yaml;
+mod yaml_writer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -90,8 +98,27 @@ enum Command {
     /// Apple's keys.
     #[command(subcommand)]
     Key(keys::KeyCommand),
-    /// Apply accounts, app groups, policies and operators from a YAML document.
+    /// Apply accounts, app groups, issuers, ceilings, policies and operators from YAML documents.
     Apply(apply::Apply),
+    /// Say why a request would be granted or refused now, or why it was, and what would change that.
+    Explain(explain::Explain),
+    /// Print the whole desired state as a document that can be applied again.
+    Export(export::Export),
+    /// Print the JSON Schema of documents, for editors.
+    Schema(schema::Schema),
+    /// Print one account, app group, issuer, ceiling, policy or operator.
+    Get(read::Get),
+    /// Print all accounts, app groups, issuers, ceilings, policies or operators.
+    List(read::List),
+    /// Changes that wait for a second operator.
+    #[command(subcommand)]
+    Proposal(proposal::ProposalCommand),
+    /// Open policies that are for emergencies, and close them.
+    #[command(subcommand)]
+    BreakGlass(break_glass::BreakGlassCommand),
+    /// What policies and ceilings that only count would have refused.
+    #[command(subcommand)]
+    Shadow(shadow::ShadowCommand),
     /// Policies offline: decide a table of expected allows and denials.
     #[command(subcommand)]
     Policy(policy_test::PolicyCommand),
@@ -200,6 +227,14 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Key(command) => command.run(&connection, &print).await,
         Command::Apply(apply) => apply.run(&connection, &print).await,
         Command::Policy(command) => command.run(&print),
+        Command::Explain(explain) => explain.run(&connection, &print).await,
+        Command::Export(export) => export.run(&connection, &print).await,
+        Command::Schema(schema) => schema.run(&print),
+        Command::Get(get) => get.run(&connection, &print).await,
+        Command::List(list) => list.run(&connection, &print).await,
+        Command::Proposal(command) => command.run(&connection, &print).await,
+        Command::BreakGlass(command) => command.run(&connection, &print).await,
+        Command::Shadow(command) => command.run(&connection, &print).await,
         Command::Access(command) => command.run(&connection, &print).await,
         Command::Token(command) => command.run(&connection, &print).await,
         Command::Revoke(revoke) => revoke.run(&connection, &print).await,

@@ -86,11 +86,11 @@ pub(super) fn report(error: &CliError, format: Format) -> ExitCode {
         Format::Human => {
             let (red, plain) = if std::io::stderr().is_terminal() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
             say(&format!("{red}error{plain}: {} [{}]", error.message, error.reason));
-            for (field, what) in error.violations.iter().filter(|(_, what)| *what != error.message) {
+            for (field, what) in error.violations.iter().filter(|(_, what)| !error.message.contains(what)) {
                 say(&if field.is_empty() { format!("  {what}") } else { format!("  {field}: {what}") });
             }
             if let Some(id) = &error.decision_id {
-                say(&format!("  an operator can look it up: p8broker audit list --decision {id}"));
+                say(&format!("  an operator can look it up: p8broker explain {id}"));
             }
         }
     }

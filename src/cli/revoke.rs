@@ -28,7 +28,7 @@ pub(super) struct What {
 pub(super) struct Confirmation {
     /// Do not ask.
     #[arg(long)]
-    yes: bool,
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! `token issue`: prints the bare token, or all there is to know about it.
 
 use clap::{Args, Subcommand};
+use prost_types::Duration;
 use serde_json::{Value, json};
 
 use super::Connection;
@@ -84,20 +85,10 @@ async fn introspect(token_id: String, connection: &Connection, print: &Printer) 
 impl Issue {
     async fn run(self, connection: &Connection, print: &Printer) -> Result<(), CliError> {
         let issue = self;
-        let role = role(&issue.role)?;
-        let ttl = match &issue.ttl {
-            None => None,
-            Some(text) => Some(seconds(text).ok_or_else(|| {
-                CliError::usage(format!(
-                    "--ttl `{}` is not a duration of whole seconds, such as 90s or 5m",
-                    crate::id::shown(text)
-                ))
-            })?),
-        };
         let request = proto::IssueTokenRequest {
             app_group: issue.app_group,
-            role,
-            ttl: ttl.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
+            role: role(&issue.role)?,
+            ttl: ttl(issue.ttl.as_deref())?,
             scope: issue.scope,
             fresh: issue.fresh,
         };
@@ -118,6 +109,17 @@ impl Issue {
         });
         print.answer(&object, || issued.token.clone())
     }
+}
+
+/// A time to live, where one is given.
+pub(super) fn ttl(text: Option<&str>) -> Result<Option<Duration>, CliError> {
+    let Some(text) = text else { return Ok(None) };
+    let message = || {
+        let text = crate::id::shown(text);
+        format!("--ttl `{text}` is not a duration of whole seconds, such as 90s or 5m")
+    };
+    let seconds = seconds(text).ok_or_else(|| CliError::usage(message()))?;
+    Ok(Some(Duration { seconds, nanos: 0 }))
 }
 
 /// A role's number.

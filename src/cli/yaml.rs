@@ -11,12 +11,15 @@ use saphyr_parser::{Event, Parser};
 use serde_json::{Map, Value};
 
 use super::error::CliError;
-use crate::clock::UnixMillis;
 use crate::domain::document::shape::{Field, Shape};
+use crate::domain::document::spelling;
 use crate::id::shown;
 
 /// Largest file, in bytes.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
+
+/// Deepest nesting; documents are half as deep.
+const MOST_DEPTH: usize = 20;
 
 /// What was read, and where it stands.
 #[derive(Debug, Default)]
@@ -42,14 +45,18 @@ impl Yaml {
             let place = format!("{}:{}", at.line(), at.col().saturating_add(1));
             CliError::invalid(format!("{} is not YAML", file.display()), vec![(place, what.to_owned())])
         };
-        // An alias can make a small file huge: none is needed, and none is taken.
+        // An alias can make a small file huge: none is needed, and none is taken. What is too deep would end the process.
+        let mut depth = 0_usize;
         for event in Parser::new_from_str(text) {
+            let (event, span) = event.map_err(|error| wrong(error.marker(), error.info()))?;
             match event {
-                Ok((Event::Alias(_), span)) => {
-                    return Err(wrong(&span.start, "aliases are not taken; write the value out"));
-                }
-                Ok(_) => {}
-                Err(error) => return Err(wrong(error.marker(), error.info())),
+                Event::Alias(_) => return Err(wrong(&span.start, "aliases are not taken; write the value out")),
+                Event::SequenceStart(..) | Event::MappingStart(..) => depth = depth.saturating_add(1),
+                Event::SequenceEnd | Event::MappingEnd => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth > MOST_DEPTH {
+                return Err(wrong(&span.start, "is nested deeper than any document"));
             }
         }
         let mut loader = YamlLoader::<MarkedYaml<'_>>::default();
@@ -145,32 +152,33 @@ impl Yaml {
                 let text = self.text(node, path)?;
                 let wrong =
                     format!("`{}` is not a duration of whole seconds, such as 90s, 10m or 30days", shown(&text));
-                seconds(&text).map(Value::from).or_else(|| self.refuse(path, wrong))
+                spelling::seconds(&text).map(Value::from).or_else(|| self.refuse(path, wrong))
             }
             Shape::Time => {
                 let text = self.text(node, path)?;
                 let wrong = format!("`{}` is not a time such as 2026-12-31T00:00:00Z", shown(&text));
-                UnixMillis::parse(&text).map(|at| Value::from(at.0)).or_else(|| self.refuse(path, wrong))
+                spelling::millis(&text).map(|at| Value::from(at.0)).or_else(|| self.refuse(path, wrong))
             }
-            Shape::Flag => match self.text(node, path)?.as_str() {
-                "true" => Some(Value::from(true)),
-                "false" => Some(Value::from(false)),
-                _ => self.refuse(path, "must be true or false"),
+            Shape::Flag => match (self.text(node, path)?.as_str(), is_plain(node)) {
+                ("true", true) => Some(Value::from(true)),
+                ("false", true) => Some(Value::from(false)),
+                _ => self.refuse(path, "must be true or false, without quotes"),
             },
             Shape::Count => {
                 let text = self.text(node, path)?;
-                let wrong = format!("`{}` is not a whole number", shown(&text));
-                text.parse::<i64>().ok().map(Value::from).or_else(|| self.refuse(path, wrong))
+                let wrong = format!("`{}` is not a whole number without quotes", shown(&text));
+                let number = text.parse::<i64>().ok().filter(|_| is_plain(node));
+                number.map(Value::from).or_else(|| self.refuse(path, wrong))
             }
             Shape::List(item) => {
                 let items = self.items(node, path, item, 0)?;
-                if items.is_empty() && !self.violations.iter().any(|(wrong, _)| wrong.starts_with(path)) {
+                if items.is_empty() {
                     // Empty never means all: whoever wants no limit leaves it out.
                     return self.refuse(path, "is empty: name at least one, or leave it out where it may be absent");
                 }
                 Some(Value::Array(items))
             }
-            Shape::Fields(fields) => self.fields(node, path, fields).map(Value::Object),
+            Shape::Fields(fields) | Shape::OneOf(fields) => self.fields(node, path, fields).map(Value::Object),
             Shape::Conditions => self.conditions(node, path).map(Value::Object),
         }
     }
@@ -201,14 +209,19 @@ impl Yaml {
         let mut out = Map::new();
         for (key, value) in mapping {
             let name = name_of(key);
-            let at = format!("{path}.{name}");
+            let at = format!("{path}.{}", shown(&name));
             self.note(&at, key);
+            if out.contains_key(&name) {
+                self.refuse(&at, TWICE);
+            }
             let values = match &value.data {
                 YamlData::Sequence(_) => self.value(value, &at, &Shape::List(&Shape::Text)),
                 _ => self.text(value, &at).map(|text| Value::from(vec![text])),
             };
-            out.extend(values.map(|values| (name, values)));
+            // What is wrong leaves its place behind here, too.
+            out.insert(name, values.unwrap_or_default());
         }
+        out.retain(|_, values| values.is_array());
         Some(out)
     }
 
@@ -222,19 +235,22 @@ impl Yaml {
         self.note(path, node);
         let names = || known.iter().map(|field| field.name);
         let YamlData::Mapping(mapping) = &node.data else {
-            let null = matches!(&node.data, YamlData::Representation(text, _, _) if text.is_empty());
-            if !(path.is_empty() && null) {
+            if !(path.is_empty() && is_absent(node)) {
                 let names = names().collect::<Vec<_>>().join(", ");
                 self.refuse(path, format!("must be a mapping with the fields {names}"));
             }
             return Vec::new();
         };
-        let mut out = Vec::new();
+        let mut out: Vec<(&'static str, &'static Shape, &'a MarkedYaml<'b>)> = Vec::new();
         for (key, value) in mapping {
             let name = name_of(key);
-            let at = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let at = if path.is_empty() { shown(&name) } else { format!("{path}.{}", shown(&name)) };
             self.note(&at, key);
             match known.iter().find(|field| field.name == name) {
+                // Once in quotes and once without: two keys for the loader.
+                Some(field) if out.iter().any(|(there, _, _)| *there == field.name) => {
+                    self.refuse(&at, TWICE);
+                }
                 Some(field) => out.push((field.name, &field.shape, value)),
                 None => {
                     let hint = nearest(&name, names());
@@ -258,7 +274,7 @@ impl Yaml {
                 }
                 Some(out)
             }
-            YamlData::Representation(text, _, _) if text.is_empty() && !path.contains('.') => Some(Vec::new()),
+            _ if is_absent(node) && !path.contains('.') => Some(Vec::new()),
             _ => {
                 self.refuse(path, "must be a list");
                 None
@@ -269,7 +285,9 @@ impl Yaml {
     fn text(&mut self, node: &MarkedYaml<'_>, path: &str) -> Option<String> {
         self.note(path, node);
         match &node.data {
-            YamlData::Representation(text, ScalarStyle::Plain, _) if matches!(text.as_ref(), "" | "~" | "null") => {
+            YamlData::Representation(text, ScalarStyle::Plain, _)
+                if matches!(text.as_ref(), "" | "~" | "null" | "Null" | "NULL") =>
+            {
                 self.refuse(path, "is empty");
                 None
             }
@@ -282,6 +300,18 @@ impl Yaml {
     }
 }
 
+const TWICE: &str = "stands here twice: write it once";
+
+/// Without quotes, and without a tag that says what it is.
+fn is_plain(node: &MarkedYaml<'_>) -> bool {
+    matches!(&node.data, YamlData::Representation(_, ScalarStyle::Plain, None))
+}
+
+/// Whether nothing stands there.
+fn is_absent(node: &MarkedYaml<'_>) -> bool {
+    matches!(&node.data, YamlData::Representation(text, ScalarStyle::Plain, _) if text.is_empty())
+}
+
 fn name_of(key: &MarkedYaml<'_>) -> String {
     match &key.data {
         YamlData::Representation(text, _, _) => text.to_string(),
@@ -291,7 +321,7 @@ fn name_of(key: &MarkedYaml<'_>) -> String {
 
 fn empty(shape: &Shape) -> Value {
     match shape {
-        Shape::Fields(_) | Shape::Conditions => Value::Object(Map::new()),
+        Shape::Fields(_) | Shape::OneOf(_) | Shape::Conditions => Value::Object(Map::new()),
         Shape::List(_) => Value::Array(Vec::new()),
         Shape::Flag => Value::from(false),
         Shape::Duration | Shape::Time | Shape::Count => Value::from(0),
@@ -308,7 +338,7 @@ fn nearest<'a>(text: &str, known: impl Iterator<Item = &'a str> + Clone) -> Stri
     )
 }
 
-/// Whole seconds of a text such as `10m`.
+/// Whole seconds of an option such as `10m`, in any spelling that people use.
 pub(super) fn seconds(text: &str) -> Option<i64> {
     let duration = humantime::parse_duration(text).ok().filter(|duration| duration.subsec_nanos() == 0)?;
     i64::try_from(duration.as_secs()).ok()

@@ -34,8 +34,9 @@ use crate::clock::UnixMillis;
 use crate::id::{AppGroupName, CeilingName, Head, PolicyName};
 pub use permit::{Decision, Permit, Shadow};
 pub use reason::DenyReason;
+use route::route;
 pub use route::{PassedOver, passed_over};
-use route::{Strength, route, strength};
+pub(super) use route::{Strength, has_individual_keys, strength};
 
 /// What a client asks for; its parts are already well formed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,6 +172,17 @@ pub fn grant<'a>(
     Ground::of(&request.app_group, state).grant(request, policy, state, now)
 }
 
+/// What keys of a group are looked at under: the roles that ceilings leave of those granted, and the ceiling under which no
+/// team key signs, where there is one.
+pub(super) fn routing<'a>(
+    granted: RoleSet,
+    group: &AppGroupName,
+    state: &'a State,
+) -> (RoleSet, Result<(), &'a CeilingName>) {
+    let ground = Ground::of(group, state);
+    (granted.without(ground.never_roles), ground.team_keys)
+}
+
 /// What is the same for every policy of one group, and each condition of a decision as a part of its own.
 pub(super) struct Ground<'a> {
     group: Option<&'a Arc<AppGroup>>,
@@ -197,7 +209,7 @@ impl<'a> Ground<'a> {
             account_revoked: account.is_some_and(|account| state.is_revoked(&account)),
             group_revoked: group.is_some_and(|group| state.is_revoked(&Target::AppGroup(group.name.clone()))),
             never_roles: bounds.iter().fold(RoleSet::default(), |roles, bounds| roles.union(bounds.never_roles())),
-            team_keys: forbids.filter(|_| route::has_individual_keys(state.keys_of(name))).map_or(Ok(()), Err),
+            team_keys: forbids.filter(|_| has_individual_keys(state.keys_of(name))).map_or(Ok(()), Err),
             group,
             bounds,
             routes: RefCell::default(),
@@ -327,9 +339,9 @@ impl<'a> Ground<'a> {
                 (DenyReason::ScopeRequired, bounds.requires_scope().filter(|_| request.scope.is_empty())),
                 (
                     DenyReason::TeamKeyOverCeiling,
-                    bounds.forbids_team_keys().filter(|_| {
-                        route::has_individual_keys(state.keys_of(&request.app_group)) && granted.key.is_team()
-                    }),
+                    bounds
+                        .forbids_team_keys()
+                        .filter(|_| has_individual_keys(state.keys_of(&request.app_group)) && granted.key.is_team()),
                 ),
             ];
             out.extend(found.into_iter().filter_map(|(reason, ceiling)| {
@@ -374,4 +386,4 @@ pub(super) fn has_certificate(principal: &Principal, policy: &Policy) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

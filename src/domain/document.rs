@@ -6,11 +6,12 @@
 //! exist?) is told by [`super::plan`].
 //!
 //! Names of fields are the ones of documents: durations are whole seconds and times Unix milliseconds here, and read as
-//! `10m` and `2026-12-31T00:00:00Z` there ([`shape`]).
+//! `10m` and `2026-12-31T00:00:00Z` there ([`shape`], [`spelling`]).
 
 mod check;
 mod describe;
 pub mod shape;
+pub mod spelling;
 
 use std::collections::BTreeMap;
 

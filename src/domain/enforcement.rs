@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::app_group::AppGroup;
 use super::feature::Access;
 use super::key::{AppAccess, Key, KeyKind, KeyState};
-use super::operation::Operation;
+use super::operation::{Operation, OperationTemplate};
 use super::policy::Policy;
 use super::quota::Quota;
 use super::state::State;
@@ -132,13 +132,9 @@ fn needs_scope(policy: &Policy, state: &State) -> bool {
 }
 
 fn app_group_of(policy: &Policy, state: &State) -> Enforcement {
-    let names_an_app = |operation: &super::operation::OperationTemplate| {
-        // As `Operation::is_confined_to` has it for a token.
-        let text = operation.to_string();
-        text.starts_with("GET /v1/apps/{app}") || text.contains("filter[app]={app}")
-    };
-    let scoped =
-        policy.features.is_empty() && !policy.operations.is_empty() && policy.operations.iter().all(names_an_app);
+    let scoped = policy.features.is_empty()
+        && !policy.operations.is_empty()
+        && policy.operations.iter().all(OperationTemplate::is_confined);
     if scoped {
         let text = "every granted read names an app of the group, and every token must have a scope";
         return entry("app_group", EnforcedBy::AppleScope, text);

@@ -102,9 +102,11 @@ pub(super) fn of_changed_policy(old: &Policy, new: &Policy, before: &State, afte
         for read in old_reads.difference(&new_reads) {
             loses(true, "", &format!("its clients lose `{read}`"));
         }
-        match (old_reads.is_empty(), new_reads.is_empty()) {
-            (true, false) => loses(true, "", "its clients lose all but these operations and features"),
-            (false, true) => loses(false, "its clients gain every operation that the key's roles allow", ""),
+        // A feature that writes bounds nothing: it is an agreement.
+        let bounds = |policy: &Policy, reads: &BTreeSet<String>| !reads.is_empty() && !policy.writes();
+        match (bounds(old, &old_reads), bounds(new, &new_reads)) {
+            (false, true) => loses(true, "", "its clients lose all but these operations and features"),
+            (true, false) => loses(false, "its clients gain every operation that the key's roles allow", ""),
             _ => {}
         }
     }
@@ -263,11 +265,12 @@ fn changes(whose: &str, was: &Granted, is: &Granted) -> Vec<String> {
 }
 
 fn grants(policy: &Policy, granted: &Granted) -> String {
-    let reads = reads(policy);
-    let what = if reads.is_empty() {
-        String::new()
-    } else {
-        format!(", only {}", reads.into_iter().collect::<Vec<_>>().join(", "))
+    let reads = reads(policy).into_iter().collect::<Vec<_>>().join(", ");
+    // INVARIANT (P9): what nobody holds a bearer to is no limit.
+    let what = match (reads.is_empty(), policy.writes()) {
+        (true, _) => String::new(),
+        (false, false) => format!(", only {reads}"),
+        (false, true) => format!(", by agreement for {reads}"),
     };
     let roles = if granted.roles.is_empty() { "no role at all".to_owned() } else { granted.roles.to_string() };
     format!("{roles} on {} for at most {}s{what}, {}", policy.app_group, granted.max_ttl_s, when(policy))

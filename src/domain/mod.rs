@@ -13,6 +13,7 @@ pub mod claims;
 pub mod decide;
 pub mod document;
 pub mod enforcement;
+pub mod explain;
 pub mod feature;
 pub mod glob;
 pub mod hours;

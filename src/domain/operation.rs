@@ -177,6 +177,13 @@ impl OperationTemplate {
         &self.0
     }
 
+    /// Whether every read that this grants names exactly one app of the group, as [`Operation::is_confined_to`] has it.
+    pub fn is_confined(&self) -> bool {
+        let by_path = self.0.path.strip_prefix("/v1/apps/").and_then(|rest| rest.split('/').next());
+        let by_filter = self.0.query.iter().find_map(|pair| pair.strip_prefix("filter[app]="));
+        by_path.or(by_filter) == Some(APP)
+    }
+
     fn for_app(&self, app: &AppId) -> Operation {
         Operation {
             path: self.0.path.replace(APP, app.as_str()),
@@ -283,5 +290,24 @@ mod tests {
         assert!(wanted("GET /v1/builds?filter[app]=111").is_confined_to(&apps));
         assert!(!wanted("GET /v1/builds?filter[app]=111,333").is_confined_to(&apps));
         assert!(!wanted("GET /v1/apps").is_confined_to(&apps));
+    }
+
+    #[test]
+    fn a_template_is_confined_where_each_of_its_reads_is() {
+        let confined = |text: &str| OperationTemplate::parse(text).unwrap().is_confined();
+        for good in ["GET /v1/apps/{app}", "GET /v1/apps/{app}/builds", "GET /v1/builds?filter[app]={app}"] {
+            assert!(confined(good), "{good}");
+        }
+        for bad in [
+            "GET /v1/apps",
+            "GET /v1/apps/7/builds",
+            "GET /v1/builds?filter[app]={app},333",
+            "GET /v1/builds?filter[app]={app}7",
+            "GET /v1/builds?xfilter[app]={app}",
+            "GET /v1/apps/7?filter[app]={app}",
+            "GET /v2/apps/{app}",
+        ] {
+            assert!(!confined(bad), "{bad}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! # Invariants
 //! - `INV-PLAN-1`: the state after the change refers to nothing that is not there.
 //! - `INV-PLAN-2`: an administrator is left.
+//! - `INV-PLAN-3`: where changes come to take two administrators, there are two.
 
 mod outcome;
 
@@ -146,7 +147,9 @@ fn current(name: &ObjectName, state: &State) -> Option<Object> {
 fn step(name: ObjectName, object: Option<&Object>, state: &State, after: &State) -> Step {
     let before = current(&name, state);
     let (action, changes) = match (&before, object) {
-        (None, _) => (Action::Create, Vec::new()),
+        // A proposal may name what somebody else has removed since.
+        (None, None) => (Action::Keep, Vec::new()),
+        (None, Some(_)) => (Action::Create, Vec::new()),
         (Some(_), None) => (Action::Remove, Vec::new()),
         (Some(before), Some(object)) if before == object => (Action::Keep, Vec::new()),
         (Some(before), Some(object)) => (Action::Update, differences(before, object)),

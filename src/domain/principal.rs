@@ -101,12 +101,13 @@ impl Facts {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::domain::issuer::{IssuerKeys, IssuerKind};
+    use crate::id::IssuerName;
 
     fn issuer() -> Arc<Issuer> {
         Arc::new(Issuer {

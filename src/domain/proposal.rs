@@ -2,13 +2,14 @@
 //!
 //! # Invariants
 //! - `INV-PROPOSAL-1`: what is approved is what was reviewed: a proposal names everything that it puts and removes, and the
-//!   last move it was planned on; approving makes just that, on that, or nothing.
+//!   revision it was planned on; approving makes just that, on what that revision rests on, or nothing.
 //! - `INV-PROPOSAL-2`: nobody approves their own proposal, under whatever operator's name.
 
 use serde::{Deserialize, Serialize};
 
 use super::change::{Object, ObjectName};
 use super::key::Stamp;
+use super::principal::Principal;
 use crate::id::{ClientId, ProposalId, Revision};
 
 /// Most proposals that wait at a time.
@@ -27,18 +28,28 @@ pub struct Proposal {
     pub put: Vec<Object>,
     /// What would go.
     pub removed: Vec<ObjectName>,
-    /// The newest move of the control plane when it was planned.
+    /// The newest revision when it was planned.
     pub planned_on: Revision,
     /// Who proposed it, and when.
     pub stamp: Stamp,
     /// The caller's name: nobody approves what they proposed.
     pub client: ClientId,
+    /// The name in the certificate of the caller's connection, where that is another one: its holder is the caller, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<ClientId>,
     /// Why, for whoever reviews it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
 }
 
 impl Proposal {
+    /// Whether this caller proposed it, under one of the names by which it was known then or is now.
+    pub fn is_by(&self, caller: &Principal) -> bool {
+        self.client == caller.client
+            || caller.certificate.as_ref() == Some(&self.client)
+            || self.certificate.as_ref() == Some(&caller.client)
+    }
+
     /// From when on it can't be approved any more, in Unix seconds.
     pub fn expires_at(&self) -> i64 {
         self.stamp.at.seconds().saturating_add(LIVES_S)

@@ -89,7 +89,7 @@ pub const TABLE: &[Access] = &[
     change("/p8broker.v1.PolicyService/ApproveProposal", Who::Either(Power::Administer, Power::AuthorPolicies)),
     change("/p8broker.v1.PolicyService/CloseBreakGlass", Who::AnyPower),
     change("/p8broker.v1.PolicyService/CloseProposal", Who::Either(Power::Administer, Power::AuthorPolicies)),
-    read("/p8broker.v1.PolicyService/Explain", Who::AnyPower),
+    change("/p8broker.v1.PolicyService/Explain", Who::AnyPower),
     read("/p8broker.v1.PolicyService/Export", Who::AnyPower),
     read("/p8broker.v1.PolicyService/GetAccount", Who::AnyPower),
     read("/p8broker.v1.PolicyService/GetAppGroup", Who::AnyPower),

@@ -14,7 +14,7 @@ use crate::domain::key::{AppAccess, Key, KeyKind, KeyState, Stamp};
 use crate::domain::plan::{Action, Step};
 use crate::domain::role::{Role, RoleSet};
 use crate::domain::target::Target;
-use crate::id::{IdError, shown};
+use crate::id::{IdError, is_deceptive, shown};
 
 /// Longest reason, in characters.
 const MOST_REASON: usize = 500;
@@ -51,8 +51,10 @@ impl Fields {
         if text.is_empty() {
             return self.refuse("reason", "is empty: say why, for whoever reads the audit");
         }
-        if text.chars().count() > MOST_REASON || text.chars().any(char::is_control) {
-            return self.refuse("reason", format!("has more than {MOST_REASON} characters, or control characters"));
+        // Somebody else reads it before they approve: what they see must be what it says.
+        if text.chars().count() > MOST_REASON || text.chars().any(|c| c.is_control() || is_deceptive(c)) {
+            let what = "control characters, or characters that show as nothing or turn the line around";
+            return self.refuse("reason", format!("has more than {MOST_REASON} characters, or {what}"));
         }
         Some(text.to_owned())
     }

@@ -57,8 +57,12 @@ impl From<BrokerError> for Status {
                 Code::FailedPrecondition
             }
             BrokerError::PlanStale { planned_on, moved } => {
-                for what in moved {
+                let fits = fitting(moved.iter().map(String::len));
+                for what in moved.iter().take(fits) {
                     details.add_precondition_failure_violation("REVISION", planned_on.to_string(), what);
+                }
+                if let Some(more) = left_out(moved.len(), fits) {
+                    details.add_precondition_failure_violation("REVISION", planned_on.to_string(), more);
                 }
                 Code::FailedPrecondition
             }
@@ -102,7 +106,7 @@ impl From<BrokerError> for Status {
             }
             BrokerError::Share { .. } | BrokerError::Split(_) | BrokerError::SignatureWrong(_) => Code::InvalidArgument,
             BrokerError::TooManyWatches(_) => Code::ResourceExhausted,
-            BrokerError::NotFound { .. } => Code::NotFound,
+            BrokerError::NotFound { .. } | BrokerError::UnknownDecision(_) => Code::NotFound,
             BrokerError::KeyExists { .. } | BrokerError::SameMaterial { .. } | BrokerError::UserHasKey { .. } => {
                 Code::AlreadyExists
             }
@@ -171,12 +175,28 @@ fn details(reason: &str) -> ErrorDetails {
 }
 
 fn add_violations(details: &mut ErrorDetails, violations: &[Violation]) {
-    // A status travels in HTTP headers: beyond some number, the rest is counted.
-    const MOST: usize = 50;
-    for violation in violations.iter().take(MOST) {
+    let fits = fitting(violations.iter().map(|it| it.path.len().saturating_add(it.message.len())));
+    for violation in violations.iter().take(fits) {
         details.add_bad_request_violation(violation.path.clone(), violation.message.clone());
     }
-    if let Some(more) = violations.len().checked_sub(MOST).filter(|more| *more > 0) {
-        details.add_bad_request_violation("", format!("and {more} more"));
+    if let Some(more) = left_out(violations.len(), fits) {
+        details.add_bad_request_violation("", more);
     }
+}
+
+/// How many of these texts, by their length, a status has room for: it travels in HTTP headers, of which clients take
+/// 16 KiB, and details grow by a third on their way. The rest is counted.
+fn fitting(lengths: impl Iterator<Item = usize>) -> usize {
+    const MOST_BYTES: usize = 6000;
+    const EACH: usize = 30;
+    let mut sum = 0_usize;
+    let fits = |length: &usize| {
+        sum = sum.saturating_add(*length).saturating_add(EACH);
+        sum <= MOST_BYTES
+    };
+    lengths.take_while(fits).count()
+}
+
+fn left_out(all: usize, fits: usize) -> Option<String> {
+    all.checked_sub(fits).filter(|more| *more > 0).map(|more| format!("and {more} more"))
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prost_types::Duration;
 use tonic::{Request, Response, Status};
 
 use super::convert::{Fields, enforcement_out, seconds_out, target_out, time_out};
@@ -66,17 +67,8 @@ fn ask(principal: Principal, request: &IssueTokenRequest) -> Result<TokenAsk, St
     let mut fields = Fields::default();
     let app_group = fields.id("app_group", AppGroupName::parse(&request.app_group));
     let role = fields.role("role", request.role);
-    let ttl_s = request.ttl.as_ref().and_then(|ttl| {
-        let seconds = fields.seconds("ttl", ttl)?;
-        if !(SHORTEST_TTL_S..=LONGEST_SCOPED_LIFETIME_S).contains(&seconds) {
-            return fields.refuse(
-                "ttl",
-                format!("must lie between {SHORTEST_TTL_S}s and {LONGEST_SCOPED_LIFETIME_S}s (180 days)"),
-            );
-        }
-        Some(seconds)
-    });
-    let scope = scope(&mut fields, &request.scope);
+    let ttl_s = ttl(&mut fields, "ttl", request.ttl.as_ref());
+    let scope = scope(&mut fields, "scope", &request.scope);
     let parts = app_group.zip(role).zip(scope);
     fields.finish(parts.map(|((app_group, role), scope)| TokenAsk {
         request: TokenRequest { principal, app_group, role, ttl_s, scope },
@@ -84,16 +76,25 @@ fn ask(principal: Principal, request: &IssueTokenRequest) -> Result<TokenAsk, St
     }))
 }
 
-fn scope(fields: &mut Fields, entries: &[String]) -> Option<Vec<Operation>> {
+/// The time to live that is asked for, in seconds; `None` where there is none, or it can't be.
+pub(super) fn ttl(fields: &mut Fields, path: &str, ttl: Option<&Duration>) -> Option<i64> {
+    let seconds = fields.seconds(path, ttl?)?;
+    if !(SHORTEST_TTL_S..=LONGEST_SCOPED_LIFETIME_S).contains(&seconds) {
+        let message = format!("must lie between {SHORTEST_TTL_S}s and {LONGEST_SCOPED_LIFETIME_S}s (180 days)");
+        return fields.refuse(path, message);
+    }
+    Some(seconds)
+}
+
+pub(super) fn scope(fields: &mut Fields, path: &str, entries: &[String]) -> Option<Vec<Operation>> {
     if entries.len() > MOST_SCOPE_ENTRIES || entries.iter().map(String::len).sum::<usize>() > MOST_SCOPE_BYTES {
-        return fields
-            .refuse("scope", format!("has more than {MOST_SCOPE_ENTRIES} entries or {MOST_SCOPE_BYTES} bytes"));
+        return fields.refuse(path, format!("has more than {MOST_SCOPE_ENTRIES} entries or {MOST_SCOPE_BYTES} bytes"));
     }
     let mut out = Vec::with_capacity(entries.len());
     for (at, entry) in entries.iter().enumerate() {
         match Operation::parse(entry) {
             Ok(operation) => out.push(operation),
-            Err(error) => drop(fields.refuse::<()>(&format!("scope[{at}]"), error.to_string())),
+            Err(error) => drop(fields.refuse::<()>(&format!("{path}[{at}]"), error.to_string())),
         }
     }
     if out.len() != entries.len() {

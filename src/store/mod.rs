@@ -311,6 +311,9 @@ pub trait Store: Send + Sync + 'static {
     /// The newest checkpoint's revision; 0 for none.
     async fn newest_checkpoint(&self) -> Result<Revision, StoreError>;
 
+    /// The newest checkpoint at a revision or before it; 0 for none.
+    async fn checkpoint_before(&self, revision: Revision) -> Result<Revision, StoreError>;
+
     /// Records from a revision on, in order, at most `limit`.
     async fn records_from(&self, from: Revision, limit: u32) -> Result<Vec<SealedRecord>, StoreError>;
 

@@ -102,7 +102,11 @@ pub(super) fn head_in(rows: &[impl Columns]) -> Result<Head, StoreError> {
 }
 
 pub(super) async fn newest_checkpoint(ask: &impl Ask) -> Result<Revision, StoreError> {
-    let rows = ask.ask(sql::NEWEST_CHECKPOINT.to_owned(), &[]).await?;
+    checkpoint_before(ask, Revision(u64::MAX)).await
+}
+
+pub(super) async fn checkpoint_before(ask: &impl Ask, at: Revision) -> Result<Revision, StoreError> {
+    let rows = ask.ask(sql::CHECKPOINT_BEFORE.to_owned(), &[Value::Integer(signed(at.0))]).await?;
     rows.first().map_or(Ok(Revision::default()), |row| revision(row, 0))
 }
 

@@ -10,8 +10,8 @@ pub(super) const AUDIT_WIDTH: usize = 21;
 pub(super) const OLDEST_RELEASE: &str = "select oldest from schema_release";
 pub(super) const SEAL_ROW: &str = "select vault, generation, method, keyring from seal";
 pub(super) const HEAD: &str = "select revision, chain from control_head";
-pub(super) const NEWEST_CHECKPOINT: &str =
-    "select cast(coalesce(max(revision), 0) as bigint) from control_log where checkpoint = 1";
+pub(super) const CHECKPOINT_BEFORE: &str =
+    "select cast(coalesce(max(revision), 0) as bigint) from control_log where checkpoint = 1 and revision <= $1";
 pub(super) const RECORDS_FROM: &str =
     "select revision, checkpoint, previous, sealed from control_log where revision >= $1 order by revision limit $2";
 pub(super) const SEALED_KEYS: &str = "select key_id, imported, sealed from sealed_keys order by key_id";

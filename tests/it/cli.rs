@@ -108,6 +108,35 @@ impl Drop for Playground {
     }
 }
 
+/// What a command line did: exit code, standard output, standard error.
+pub type Ran = (i32, String, String);
+
+/// Runs the binary as somebody, with this on its standard input.
+pub async fn run_as(broker: &Broker, identity: &str, arguments: &[&str], input: &str) -> Ran {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).envs(broker.env(identity)).current_dir(broker.dir.path());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let input = input.to_owned();
+    let run = move || {
+        use std::io::Write;
+        let mut child = command.spawn().unwrap();
+        // A command that does not read ends before it is written to.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    };
+    tokio::task::spawn_blocking(run).await.unwrap()
+}
+
+/// The same with JSON as its answer; of a failure the error.
+pub async fn json_as(broker: &Broker, identity: &str, arguments: &[&str], input: &str) -> (i32, Value) {
+    let (code, out, err) = run_as(broker, identity, &[arguments, &["--output", "json"]].concat(), input).await;
+    let text = if code == 0 { out } else { err };
+    let mut value: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{arguments:?}: {text}"));
+    (code, if code == 0 { value } else { value["error"].take() })
+}
+
 fn keys(object: &Value) -> Vec<&str> {
     object.as_object().unwrap().keys().map(String::as_str).collect()
 }

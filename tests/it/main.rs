@@ -11,16 +11,21 @@
 
 mod access;
 mod access_list;
+mod approval;
 mod audit;
 mod bad_input;
 mod bearer;
+mod break_glass;
 mod chaos;
 mod cli;
 mod cli_fleet;
 mod crash;
+mod desired;
+mod explain;
 mod fake;
 mod fleet;
 mod harness;
+mod hostile_documents;
 mod identity;
 mod inspect;
 mod issue;

@@ -56,7 +56,7 @@ pub fn passed_over(key: &Key, role: Role, granted: RoleSet, team_keys: bool, gro
 }
 
 /// Whether the group has an individual key, or had one: revoking it must not bring the team keys back.
-pub(super) fn has_individual_keys(keys: &[Arc<Key>]) -> bool {
+pub(in crate::domain) fn has_individual_keys(keys: &[Arc<Key>]) -> bool {
     keys.iter().any(|key| !key.is_team())
 }
 
@@ -92,10 +92,10 @@ pub(super) fn route<'a>(
 }
 
 /// Not confined to the group by Apple; administrative; number of roles; number of groups; newest import first.
-pub(super) type Strength = (bool, bool, u32, usize, Reverse<u64>);
+pub(in crate::domain) type Strength = (bool, bool, u32, usize, Reverse<u64>);
 
 /// Smaller is weaker, and so preferred; unique, as no two imports share a revision.
-pub(super) fn strength(key: &Key, group: &AppGroup) -> Strength {
+pub(in crate::domain) fn strength(key: &Key, group: &AppGroup) -> Strength {
     (
         !key.is_confined_to(&group.apps),
         key.roles.is_administrative(),

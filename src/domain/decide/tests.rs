@@ -14,10 +14,10 @@ use crate::domain::pattern::ClientPattern;
 use crate::domain::role::RoleSet;
 use crate::id::{AccountName, AppId, AppleUser, Chain, ClientId, IssuerId, KeyId, Revision, WriterId};
 
-const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+pub(in crate::domain) const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
 /// Folds changes into a state, each as one record.
-fn state(changes: Vec<Change>) -> State {
+pub(in crate::domain) fn state(changes: Vec<Change>) -> State {
     let mut state = State::default();
     for change in changes {
         let record = Record {
@@ -32,15 +32,15 @@ fn state(changes: Vec<Change>) -> State {
     state
 }
 
-fn apps(ids: &[&str]) -> BTreeSet<AppId> {
+pub(in crate::domain) fn apps(ids: &[&str]) -> BTreeSet<AppId> {
     ids.iter().map(|id| AppId::parse(id).unwrap()).collect()
 }
 
-fn group_name() -> AppGroupName {
+pub(in crate::domain) fn group_name() -> AppGroupName {
     AppGroupName::parse("games").unwrap()
 }
 
-fn base() -> Vec<Change> {
+pub(in crate::domain) fn base() -> Vec<Change> {
     let account = AccountName::parse("acme").unwrap();
     let issuer_id = IssuerId::parse("57246542-96fe-1a63-e053-0824d011072a").unwrap();
     let group = AppGroup { name: group_name(), account: account.clone(), apps: apps(&["111", "222"]) };
@@ -48,7 +48,7 @@ fn base() -> Vec<Change> {
     vec![Change::DocumentApplied { put, removed: vec![] }]
 }
 
-fn policy(name: &str, roles: &[Role]) -> Policy {
+pub(in crate::domain) fn policy(name: &str, roles: &[Role]) -> Policy {
     Policy {
         name: PolicyName::parse(name).unwrap(),
         clients: vec![ClientPattern::spiffe("spiffe://acme/ci").unwrap()],
@@ -69,11 +69,11 @@ fn policy(name: &str, roles: &[Role]) -> Policy {
     }
 }
 
-fn put(policy: Policy) -> Change {
+pub(in crate::domain) fn put(policy: Policy) -> Change {
     Change::DocumentApplied { put: vec![Object::Policy(Arc::new(policy))], removed: vec![] }
 }
 
-fn key(id: &str, kind: KeyKind, roles: &[Role], groups: usize) -> Change {
+pub(in crate::domain) fn key(id: &str, kind: KeyKind, roles: &[Role], groups: usize) -> Change {
     let mut app_groups: BTreeSet<AppGroupName> = [group_name()].into();
     app_groups.extend((1..groups).map(|nth| AppGroupName::parse(&format!("other{nth}")).unwrap()));
     Change::KeyImported {
@@ -95,11 +95,11 @@ fn key(id: &str, kind: KeyKind, roles: &[Role], groups: usize) -> Change {
     }
 }
 
-fn individual(app_access: AppAccess) -> KeyKind {
+pub(in crate::domain) fn individual(app_access: AppAccess) -> KeyKind {
     KeyKind::Individual { user: AppleUser::parse("a@b").unwrap(), app_access, declared_at: NOW }
 }
 
-fn request(role: Role) -> TokenRequest {
+pub(in crate::domain) fn request(role: Role) -> TokenRequest {
     TokenRequest {
         principal: Principal::of_certificate(ClientId::parse("spiffe://acme/ci").unwrap()),
         app_group: group_name(),
@@ -172,7 +172,7 @@ fn of_several_policies_the_longest_life_wins_and_the_nearest_miss_is_told() {
     assert_eq!((denial.reason, denial.policy.unwrap().as_str()), (DenyReason::RoleNotGranted, "a-short"));
 }
 
-fn any_role() -> impl Strategy<Value = Role> {
+pub(in crate::domain) fn any_role() -> impl Strategy<Value = Role> {
     prop::sample::select(&[Role::Admin, Role::AppManager, Role::Developer, Role::CustomerSupport][..])
 }
 
@@ -208,7 +208,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn any_key()(nth in 0..8_u8, roles in prop::collection::vec(any_role(), 1..4), kind in 0..3_u8, groups in 1..4_usize) -> Change {
+    pub(in crate::domain) fn any_key()(nth in 0..8_u8, roles in prop::collection::vec(any_role(), 1..4), kind in 0..3_u8, groups in 1..4_usize) -> Change {
         let kind = match kind {
             0 => KeyKind::Team,
             1 => individual(AppAccess::All),
@@ -219,7 +219,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn any_request()(
+    pub(in crate::domain) fn any_request()(
         role in any_role(),
         ttl_s in prop::option::of(prop_oneof![30..2000_i64, 30..15_552_000_i64]),
         scope in prop::collection::btree_set(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     AccountText, AppGroupText, ClientText, ConditionsText, Desired, Document, HoursText, MOST_ENTRIES, OidcText,
-    OperatorText, PolicyText, QuotaText, Violation,
+    OperatorText, PolicyText, QuotaText, Violation, spelling,
 };
 use crate::domain::account::Account;
 use crate::domain::app_group::AppGroup;
@@ -118,6 +118,11 @@ impl Check {
         });
         let quota = text.quota.as_ref().map(|quota| self.quota(&field("quota"), quota));
         let hours = text.hours.as_ref().map(|hours| self.hours(&field("hours"), hours));
+        for (name, at) in [("not_before", text.not_before), ("not_after", text.not_after)] {
+            if at.is_some_and(|at| !spelling::can_be_written(at)) {
+                self.refuse::<()>(&field(name), "must lie in the years 0 to 9999, as RFC 3339 has no others");
+            }
+        }
         if let (Some(start), Some(end)) = (text.not_before, text.not_after)
             && start >= end
         {
@@ -269,7 +274,7 @@ impl Check {
     fn conditions(&mut self, path: &str, texts: &ConditionsText) -> Option<ClaimConditions> {
         let mut out = BTreeMap::new();
         for (name, values) in texts {
-            let path = format!("{path}.{name}");
+            let path = format!("{path}.{}", shown(name));
             if name.is_empty() || name.len() > 200 || !name.bytes().all(|b| b.is_ascii_graphic()) {
                 self.refuse::<()>(&path, "is not the name of a claim: 1 to 200 printable ASCII characters");
             }

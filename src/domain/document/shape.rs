@@ -1,5 +1,6 @@
 //! What documents look like, as data: the parser, the JSON Schema and the writer all go by this one table.
 
+use super::spelling;
 use crate::domain::feature::{Access, Feature};
 use crate::domain::issuer::{Algorithm, IssuerKind};
 use crate::domain::operator::Power;
@@ -12,7 +13,7 @@ pub enum Shape {
     Text,
     /// One of some words.
     Word(fn() -> Vec<String>),
-    /// Whole seconds: `90s`, `10m`, `30days`.
+    /// Whole seconds: `90s`, `10m`, `30days` ([`super::spelling`]).
     Duration,
     /// A time: `2026-12-31T00:00:00Z`.
     Time,
@@ -24,6 +25,8 @@ pub enum Shape {
     List(&'static Shape),
     /// Named fields.
     Fields(&'static [Field]),
+    /// Exactly one of these named fields.
+    OneOf(&'static [Field]),
     /// Names that are free, each with a text or several: the conditions on claims.
     Conditions,
 }
@@ -41,6 +44,9 @@ pub struct Field {
     pub about: &'static str,
 }
 
+/// The one field of a document that is no list, and means nothing.
+pub const REVISION: &str = "revision";
+
 /// A field that must be there.
 pub const fn must(name: &'static str, shape: Shape, about: &'static str) -> Field {
     Field { name, shape, required: true, about }
@@ -53,7 +59,7 @@ pub const fn may(name: &'static str, shape: Shape, about: &'static str) -> Field
 
 /// Several texts.
 pub const TEXTS: Shape = Shape::List(&Shape::Text);
-const CLIENTS: Shape = Shape::List(&Shape::Fields(CLIENT));
+const CLIENTS: Shape = Shape::List(&Shape::OneOf(CLIENT));
 /// Roles of Apple's.
 pub const ROLES: Shape = Shape::List(&Shape::Word(roles));
 
@@ -87,6 +93,11 @@ fn days() -> Vec<String> {
 
 /// A whole document.
 pub const DOCUMENT: &[Field] = &[
+    may(
+        REVISION,
+        Shape::Count,
+        "The revision that it was exported at, for whoever reads it; applying does not look at it.",
+    ),
     may("accounts", Shape::List(&Shape::Fields(ACCOUNT)), "App Store Connect accounts."),
     may("app_groups", Shape::List(&Shape::Fields(APP_GROUP)), "Groups of apps: what policies grant access to."),
     may("issuers", Shape::List(&Shape::Fields(ISSUER)), "Issuers of JWTs that are trusted to vouch for callers."),
@@ -205,11 +216,17 @@ const OPERATOR: &[Field] = &[
     may("app_groups", TEXTS, "Where it may author policies; only with author_policies alone."),
 ];
 
-/// A field's value as documents write it, for whoever reads a plan.
+/// A field's value as documents write it, for whoever reads a plan; what could look like something else is escaped.
 pub fn shown(name: &str, value: &serde_json::Value) -> String {
     match value.as_i64() {
         Some(seconds) if matches!(name, "max_ttl" | "default_ttl" | "leeway" | "max_age") => format!("{seconds}s"),
-        Some(at) if matches!(name, "not_before" | "not_after") => crate::clock::UnixMillis(at).to_string(),
-        _ => value.to_string(),
+        Some(at) if matches!(name, "not_before" | "not_after") => spelling::time(crate::clock::UnixMillis(at)),
+        _ => escaped(&value.to_string()),
     }
+}
+
+/// JSON in ASCII: a character that turns the line around, or looks like another, shows as what it is.
+fn escaped(json: &str) -> String {
+    let one = |c: char| if c.is_ascii() { c.to_string() } else { c.escape_unicode().to_string() };
+    json.chars().map(one).collect()
 }

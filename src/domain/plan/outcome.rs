@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::change::ObjectName;
 use crate::domain::document::{Desired, Violation};
+use crate::domain::issuer::Issuer;
 use crate::domain::pattern::ClientPattern;
 use crate::domain::policy::MOST_PER_APP_GROUP;
 use crate::domain::state::State;
@@ -13,7 +14,7 @@ use crate::id::{AppGroupName, IssuerName};
 pub(super) fn violations(desired: &Desired, removed: &[ObjectName], state: &State, after: &State) -> Vec<Violation> {
     let mut found = Found(Vec::new());
     found.of_accounts(desired, state, after);
-    found.of_issuers(desired, after);
+    found.of_issuers(desired, state, after);
     found.of_groups_named(desired, after);
     found.of_policies(desired, after);
     found.of_patterns(desired, after);
@@ -23,6 +24,16 @@ pub(super) fn violations(desired: &Desired, removed: &[ObjectName], state: &Stat
         found.refuse(
             "operators".to_owned(),
             "nobody who is not revoked would be left with the power `administer`".to_owned(),
+        );
+    }
+    // INVARIANT (INV-PLAN-3): with one, nobody could approve a change any more, this one's undoing included.
+    let stuck = |state: &State| state.asks_for_approval() && !state.has_two_administrators();
+    if stuck(after) && !stuck(state) {
+        found.refuse(
+            "operators".to_owned(),
+            "a ceiling with require_approval takes two operators with the power `administer`, under different names and \
+             for different clients: nobody could approve a change otherwise"
+                .to_owned(),
         );
     }
     found.0
@@ -60,13 +71,40 @@ impl Found {
         }
     }
 
-    fn of_issuers(&mut self, desired: &Desired, after: &State) {
+    fn of_issuers(&mut self, desired: &Desired, state: &State, after: &State) {
         for (at, issuer) in desired.issuers.iter().enumerate() {
             let twin = after.issuers().values().find(|other| other.url == issuer.url && other.name != issuer.name);
             if let Some(twin) = twin {
                 // A token must be one issuer's: its caller has one name.
                 let message = format!("is the url of issuer `{}`, too: name its audiences and claims there", twin.name);
                 self.refuse(format!("issuers[{at}].url"), message);
+            }
+            if state.issuers().get(&issuer.name).is_some_and(|before| **before != *issuer) {
+                self.of_those_who_rely_on(issuer, &format!("issuers[{at}]"), desired, after);
+            }
+        }
+    }
+
+    /// An issuer that changes may leave patterns too wide that stood on what it said before.
+    fn of_those_who_rely_on(&mut self, issuer: &Issuer, path: &str, desired: &Desired, after: &State) {
+        let policies = after.policies().values().map(|it| (ObjectName::Policy(it.name.clone()), &it.clients));
+        let operators = after.operators().values().map(|it| (ObjectName::Operator(it.name.clone()), &it.clients));
+        let ceilings = after.ceilings().values().map(|it| (ObjectName::Ceiling(it.name.clone()), &it.callers.clients));
+        // What the document names has been told by its own path.
+        let named = |name: &ObjectName| match name {
+            ObjectName::Policy(name) => desired.policies.iter().any(|it| it.name == *name),
+            ObjectName::Operator(name) => desired.operators.iter().any(|it| it.name == *name),
+            ObjectName::Ceiling(name) => desired.ceilings.iter().any(|it| it.name == *name),
+            ObjectName::Account(_) | ObjectName::AppGroup(_) | ObjectName::Issuer(_) => false,
+        };
+        for (name, clients) in policies.chain(operators).chain(ceilings) {
+            let mut theirs = clients.iter().filter(|pattern| pattern.issuer() == Some(&issuer.name));
+            if theirs.any(|pattern| is_loose(pattern, issuer)) && !named(&name) {
+                let advice = issuer.kind.anchor_advice();
+                self.refuse(
+                    path.to_owned(),
+                    format!("{name} would match too much without what this says now: {advice}"),
+                );
             }
         }
     }
@@ -135,8 +173,7 @@ impl Found {
         let Some(issuer) = after.issuers().get(&vouched.issuer) else {
             return self.refuse(format!("{path}.issuer"), unknown("issuer", vouched.issuer.as_str()));
         };
-        let by_itself = issuer.kind.is_anchored(vouched.subject.as_ref(), &vouched.claims);
-        if !by_itself && !issuer.kind.is_anchored(issuer.subject.as_ref(), &issuer.claims) {
+        if is_loose(pattern, issuer) {
             let message = format!("matches too much: {}", issuer.kind.anchor_advice());
             self.refuse(path.to_owned(), message);
         }
@@ -172,6 +209,13 @@ impl Found {
             }
         }
     }
+}
+
+/// Whether a pattern over an issuer's callers does not say whose tokens it means, and neither does the issuer.
+fn is_loose(pattern: &ClientPattern, issuer: &Issuer) -> bool {
+    let ClientPattern::Vouched(vouched) = pattern else { return false };
+    !issuer.kind.is_anchored(vouched.subject.as_ref(), &vouched.claims)
+        && !issuer.kind.is_anchored(issuer.subject.as_ref(), &issuer.claims)
 }
 
 fn issuers_named(state: &State) -> BTreeSet<&IssuerName> {

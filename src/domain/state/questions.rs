@@ -219,6 +219,22 @@ impl State {
         others.any(|pattern| self.may_act(pattern, |_| true))
     }
 
+    /// Whether some changes take two operators.
+    pub fn asks_for_approval(&self) -> bool {
+        self.data.ceilings.values().any(|ceiling| ceiling.require_approval && !ceiling.shadow)
+    }
+
+    /// Whether there are two who could administer, under different names and for different clients.
+    pub fn has_two_administrators(&self) -> bool {
+        let administers = |operator: &&Arc<Operator>| operator.powers.contains(&Power::Administer);
+        let acting = |operator: &Arc<Operator>| -> Vec<ClientPattern> {
+            operator.clients.iter().filter(|pattern| self.may_act(pattern, |_| true)).cloned().collect()
+        };
+        let all: Vec<Vec<ClientPattern>> = self.data.operators.values().filter(administers).map(acting).collect();
+        let differ = |one: &[ClientPattern], other: &[ClientPattern]| one.iter().any(|a| other.iter().any(|b| a != b));
+        all.iter().enumerate().any(|(at, one)| all.iter().skip(at.saturating_add(1)).any(|other| differ(one, other)))
+    }
+
     fn administrators(&self) -> impl Iterator<Item = &ClientPattern> {
         let administers = |operator: &&Arc<Operator>| operator.powers.contains(&Power::Administer);
         self.data.operators.values().filter(administers).flat_map(|operator| &operator.clients)

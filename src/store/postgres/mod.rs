@@ -368,6 +368,10 @@ impl Store for PostgresStore {
         reads::newest_checkpoint(&self.readers).await
     }
 
+    async fn checkpoint_before(&self, revision: Revision) -> Result<Revision, StoreError> {
+        reads::checkpoint_before(&self.readers, revision).await
+    }
+
     async fn records_from(&self, from: Revision, limit: u32) -> Result<Vec<SealedRecord>, StoreError> {
         reads::records_from(&self.follower, from, limit).await
     }

@@ -268,6 +268,10 @@ impl Store for SqliteStore {
         reads::newest_checkpoint(&self.readers).await
     }
 
+    async fn checkpoint_before(&self, revision: Revision) -> Result<Revision, StoreError> {
+        reads::checkpoint_before(&self.readers, revision).await
+    }
+
     async fn records_from(&self, from: Revision, limit: u32) -> Result<Vec<SealedRecord>, StoreError> {
         reads::records_from(&self.readers, from, limit).await
     }

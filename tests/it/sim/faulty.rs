@@ -384,6 +384,10 @@ impl Store for Faulty {
         self.read(self.inner.newest_checkpoint()).await
     }
 
+    async fn checkpoint_before(&self, revision: Revision) -> Result<Revision, StoreError> {
+        self.read(self.inner.checkpoint_before(revision)).await
+    }
+
     async fn records_from(&self, from: Revision, limit: u32) -> Result<Vec<SealedRecord>, StoreError> {
         self.read(self.inner.records_from(from, limit)).await
     }

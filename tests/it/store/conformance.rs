@@ -128,12 +128,17 @@ async fn groups(store: &dyn Store, fixture: &mut Fixture) {
         previous: group.head().chain,
         sealed: vec![8; 50],
     };
-    group.records.push(second.clone());
+    let third = SealedRecord { revision: second.revision.next(), previous: second.head().chain, ..second.clone() };
+    group.records.extend([second.clone(), third.clone()]);
     let lost = Append { expected: Head::default(), ..group.clone() };
     assert_eq!(store.append(&lost).await.unwrap(), Fenced::HeadMoved);
     assert_eq!(store.append(&group).await.unwrap(), Fenced::Committed);
-    assert_eq!(store.head().await.unwrap(), second.head());
-    assert_eq!(store.newest_checkpoint().await.unwrap(), second.revision);
+    assert_eq!(store.head().await.unwrap(), third.head());
+    assert_eq!(store.newest_checkpoint().await.unwrap(), third.revision);
+    for (at, checkpoint) in [(fixture.head.revision, Revision(0)), (second.revision, second.revision)] {
+        assert_eq!(store.checkpoint_before(at).await.unwrap(), checkpoint);
+    }
+    assert_eq!(store.checkpoint_before(third.revision.next()).await.unwrap(), third.revision);
     assert_eq!(store.records_from(fixture.head.revision.next(), 10).await.unwrap(), group.records);
     fixture.moved(&group);
 }

@@ -87,6 +87,10 @@ impl Store for Faulty {
         self.inner.newest_checkpoint().await
     }
 
+    async fn checkpoint_before(&self, revision: Revision) -> Result<Revision, StoreError> {
+        self.inner.checkpoint_before(revision).await
+    }
+
     async fn records_from(&self, from: Revision, limit: u32) -> Result<Vec<SealedRecord>, StoreError> {
         self.inner.records_from(from, limit).await
     }

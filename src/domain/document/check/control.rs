@@ -171,6 +171,13 @@ impl Check {
         if list.iter().any(secret) {
             return self.refuse(path, "holds a private or symmetric key: give public keys only, and replace that one");
         }
+        let public = |key: &serde_json::Value| {
+            let kind = key.get("kty").and_then(serde_json::Value::as_str);
+            kind.is_some_and(|kind| matches!(kind, "RSA" | "EC" | "OKP"))
+        };
+        if !list.iter().all(public) {
+            return self.refuse(path, "holds something that is no public key: each has a `kty` of RSA, EC or OKP");
+        }
         Some(keys.to_owned())
     }
 }
