@@ -151,6 +151,7 @@ impl Connection {
                 "--{flag} is missing: give it, or set {variable} (`p8broker dev` writes a file to source)"
             ))
         };
+        let cacert = self.cacert.clone().ok_or_else(|| missing("cacert", "P8BROKER_CACERT"))?;
         let certificate = match (&self.cert, &self.key) {
             (None, None) if self.bearer_file.is_some() => None,
             (cert, key) => Some(CertificateFiles {
@@ -160,7 +161,7 @@ impl Connection {
         };
         Ok(Target {
             addr: self.addr.clone(),
-            cacert: self.cacert.clone().ok_or_else(|| missing("cacert", "P8BROKER_CACERT"))?,
+            cacert,
             certificate,
             bearer_file: self.bearer_file.clone(),
             server_name: self.server_name.clone(),

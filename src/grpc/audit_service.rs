@@ -16,13 +16,13 @@ use super::proto::{
     AuditEvent, AuditFilter, AuditFinding, FollowRequest, FollowResponse, Handout, ListRequest, ListResponse, Outcome,
     PruneRequest, PruneResponse, VerifyRequest, VerifyResponse, WhoisRequest, WhoisResponse,
 };
+use super::standing::Standing;
 use super::status::invalid;
 use super::{Service, caller};
 use crate::broker::{AuditEnds, Broker};
 use crate::clock::UnixMillis;
 use crate::domain::audit;
 use crate::domain::document::Violation;
-use crate::identity::mtls::Peer;
 use crate::store::AuditCursor;
 
 /// How often a follower looks for new rows.
@@ -51,7 +51,7 @@ impl AuditService for Service {
 
     async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         let caller = caller(&request)?;
-        let peer = request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::internal("no peer"))?;
+        let standing = Standing::of(&request, &self.0)?;
         let mut fields = Fields::default();
         let filter = filter(&mut fields, request.get_ref().filter.as_ref());
         let filter = fields.finish(filter)?;
@@ -59,7 +59,7 @@ impl AuditService for Service {
         let (sender, receiver) = mpsc::channel(FOLLOW_PAGE as usize);
         let broker = std::sync::Arc::clone(&self.0);
         self.0.spawn(async move {
-            let end = follow(&broker, &peer, filter, ends, &sender).await;
+            let end = follow(&broker, &standing, filter, ends, &sender).await;
             if let Err(status) = end {
                 // The stream's last word; a follower that has gone, or does not read, does not hear it.
                 let _ = sender.try_send(Err(status));
@@ -113,7 +113,7 @@ impl AuditService for Service {
 /// authenticated and authorised anew before every page.
 async fn follow(
     broker: &Broker,
-    peer: &Peer,
+    standing: &Standing,
     filter: audit::AuditFilter,
     mut ends: AuditEnds,
     sender: &mpsc::Sender<Result<FollowResponse, Status>>,
@@ -125,7 +125,7 @@ async fn follow(
     };
     let mut place = filter.from.map(|_| before_all());
     while let Some(after) = place {
-        let page = broker.list_audit(&peer.caller()?, &filter, &after, FOLLOW_PAGE).await?;
+        let page = broker.list_audit(standing.caller()?, &filter, &after, FOLLOW_PAGE).await?;
         for row in page.rows {
             // What was written since the ends were read comes below.
             let known = ends.get(&row.writer).is_some_and(|last| row.sequence <= *last);
@@ -136,7 +136,7 @@ async fn follow(
         place = page.next;
     }
     while !sender.is_closed() && !broker.stopping().is_cancelled() {
-        let rows = broker.audit_since(&peer.caller()?, &mut ends).await?;
+        let rows = broker.audit_since(standing.caller()?, &mut ends).await?;
         if rows.is_empty() {
             tokio::time::sleep(FOLLOW_EVERY).await;
         }

@@ -10,6 +10,7 @@ mod key_service;
 pub mod layer;
 mod policy_service;
 mod revocation_service;
+mod standing;
 pub mod status;
 mod system_service;
 mod token_service;

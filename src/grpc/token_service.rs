@@ -10,6 +10,7 @@ use super::proto::token_service_server::TokenService;
 use super::proto::{
     IntrospectTokenRequest, IntrospectTokenResponse, IssueTokenRequest, IssueTokenResponse, WatchRequest,
 };
+use super::standing::Standing;
 use super::watch::WatchStream;
 use super::{Service, caller};
 use crate::broker::{Issued, TokenAsk};
@@ -18,7 +19,6 @@ use crate::domain::decide::TokenRequest;
 use crate::domain::operation::Operation;
 use crate::domain::principal::Principal;
 use crate::id::{AppGroupName, Revision, TokenId};
-use crate::identity::mtls::Peer;
 
 #[tonic::async_trait]
 impl TokenService for Service {
@@ -33,9 +33,9 @@ impl TokenService for Service {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<WatchStream>, Status> {
         let caller = caller(&request)?;
-        let peer = request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::internal("no peer"))?;
+        let standing = Standing::of(&request, &self.0)?;
         let watch = self.0.watch(&caller, Revision(request.get_ref().from_revision)).await?;
-        Ok(Response::new(WatchStream::new(Arc::clone(&self.0), peer, caller.principal, watch)))
+        Ok(Response::new(WatchStream::new(Arc::clone(&self.0), standing, watch)))
     }
 
     async fn introspect_token(

@@ -13,13 +13,10 @@ use tonic::Status;
 use super::convert::target_kind_out;
 use super::proto::watch_response::Event;
 use super::proto::{Heartbeat, Resynchronise, TokensRevoked, WatchResponse};
+use super::standing::Standing;
 use crate::broker::{Broker, BrokerError, Happened, Told, Watch};
-use crate::domain::decide::DenyReason;
-use crate::domain::principal::Principal;
 use crate::domain::target::Target;
 use crate::id::Revision;
-use crate::identity::mtls::Peer;
-use crate::identity::oidc::BearerError;
 
 /// How often a watch without news says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -27,41 +24,22 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The stream of one watch. It holds no task of its own: ten thousand of them are only memory.
 pub(crate) struct WatchStream {
     broker: Arc<Broker>,
-    peer: Peer,
-    principal: Principal,
+    standing: Standing,
     watch: Watch,
     heartbeat: Pin<Box<Sleep>>,
     ended: bool,
 }
 
 impl WatchStream {
-    pub(super) fn new(broker: Arc<Broker>, peer: Peer, principal: Principal, watch: Watch) -> Self {
+    pub(super) fn new(broker: Arc<Broker>, standing: Standing, watch: Watch) -> Self {
         // The first heartbeat comes at once: it says that the watch stands, and from which revision.
         let heartbeat = Box::pin(tokio::time::sleep(Duration::ZERO));
-        Self { broker, peer, principal, watch, heartbeat, ended: false }
-    }
-
-    /// Whether this client may still hear what comes next.
-    fn authorise(&self) -> Result<(), Status> {
-        if self.peer.certificate().is_some() || self.principal.vouched.is_none() {
-            self.peer.caller()?;
-        }
-        let Some(vouched) = &self.principal.vouched else { return Ok(()) };
-        if self.broker.clock().now().seconds() >= vouched.expires_at.saturating_add(vouched.issuer.leeway_s) {
-            return Err(BearerError::Expired.into());
-        }
-        match self.broker.open()?.state().refuses(&self.principal) {
-            Some(DenyReason::IssuerNotTrusted) => Err(BearerError::IssuerUnknown.into()),
-            _ => Ok(()),
-        }
+        Self { broker, standing, watch, heartbeat, ended: false }
     }
 
     fn next_pause(&self) -> Duration {
         // The moment at which the certificate or the token lapses is not slept through.
-        let vouched = self.principal.vouched.as_ref();
-        let ends = [self.peer.not_after(), vouched.map(|it| it.expires_at.saturating_add(it.issuer.leeway_s))];
-        let end = ends.into_iter().flatten().min().unwrap_or(i64::MAX);
-        let left = end.saturating_sub(self.broker.clock().now().seconds());
+        let left = self.standing.ends_at().saturating_sub(self.broker.clock().now().seconds());
         HEARTBEAT.min(Duration::from_secs(left.max(1).unsigned_abs()))
     }
 
@@ -88,7 +66,7 @@ impl Stream for WatchStream {
         match this.watch.poll_next(context) {
             Poll::Ready(Some(Told { revision, happened })) => {
                 // INVARIANT (INV-WATCH-1): asked before each event, not only when the watch was opened.
-                if let Err(status) = this.authorise() {
+                if let Err(status) = this.standing.caller() {
                     return this.end(status);
                 }
                 // The last word of a revoked client's watch is that it is revoked.
@@ -119,7 +97,7 @@ impl Stream for WatchStream {
                 if this.heartbeat.as_mut().poll(context).is_pending() {
                     return Poll::Pending;
                 }
-                if let Err(status) = this.authorise() {
+                if let Err(status) = this.standing.caller() {
                     return this.end(status);
                 }
                 if this.watch.is_client_revoked() {

@@ -122,7 +122,7 @@ async fn every_kind_of_caller_gets_what_the_golden_matrix_says() {
             answers.entry(answer).or_default().push(name);
         }
         // Who has no identity is nobody, whatever is asked for.
-        assert_eq!(answers["unauthenticated"], ["no-certificate", "expired-token"], "{path}");
+        assert_eq!(answers["unauthenticated"], ["no-certificate", "expired-token"], "{path}: {answers:?}");
         let through = answers.get("through").cloned().unwrap_or_default().join(" ");
         lines.push(format!("{}: {through}", path.trim_start_matches("/p8broker.v1.")));
     }

@@ -7,32 +7,38 @@ use crate::domain::decide::tests::{any_key, any_request, any_role};
 
 prop_compose! {
     fn any_policy()(
-        roles in prop::collection::vec(any_role(), 1..4),
+        roles in prop::collection::vec(any_role(), 1..6),
         max_ttl_s in 30..=1200_i64,
-        operations in prop::collection::vec(prop::sample::select(
-            &["GET /v1/apps", "GET /v1/apps/{app}/builds", "GET /v1/ciBuildRuns/5"][..]), 0..3),
-        features in prop::collection::btree_set(prop::sample::select(
-            &["builds:read", "reviews:read", "xcode-cloud:write"][..]), 0..2),
-        times in (prop::option::of(-500_000..500_000_i64), prop::option::of(-500_000..500_000_i64)),
-        whom in 0..4_u8,
-        certificate in 0..6_u8,
-        flags in prop::collection::vec(prop::bool::weighted(0.25), 4),
+        operations in prop::option::weighted(0.3, prop::collection::vec(prop::sample::select(
+            &["GET /v1/apps", "GET /v1/apps/{app}/builds", "GET /v1/ciBuildRuns/5"][..]), 1..3)),
+        features in prop::option::weighted(0.2, prop::collection::btree_set(prop::sample::select(
+            &["builds:read", "reviews:read", "xcode-cloud:write"][..]), 1..2)),
+        times in [prop::option::weighted(0.15, -500_000..500_000_i64), prop::option::weighted(0.15, -500_000..500_000_i64)],
+        whom in 0..8_u8,
+        certificate in 0..12_u8,
+        flags in prop::collection::vec(prop::bool::weighted(0.12), 4),
     ) -> Policy {
         let pattern = |text: &str| ClientPattern::spiffe(text).unwrap();
         let github = r#"{"oidc":{"issuer":"github","subject":"repo:acme/bot:ref:refs/heads/main"}}"#;
-        let features: Vec<FeatureGrant> = features.iter().map(|text| FeatureGrant::parse(text).unwrap()).collect();
+        let github: ClientPattern = serde_json::from_str(github).unwrap();
+        let features: Vec<FeatureGrant> = features.iter().flatten().map(|text| FeatureGrant::parse(text).unwrap()).collect();
         let writes = features.iter().any(|it| it.to_string().ends_with("write"));
         let at = |by: Option<i64>| by.map(|by| UnixMillis(NOW.0 + by));
-        let not_before = at(times.0);
+        let not_before = at(times[0]);
         Policy {
-            clients: vec![match whom { 0 => pattern("spiffe://acme/cd"), 1 => serde_json::from_str(github).unwrap(), _ => pattern(ME) }],
+            clients: match whom {
+                0 => vec![pattern("spiffe://acme/cd")],
+                1 => vec![github],
+                2 => vec![pattern(ME)],
+                _ => vec![pattern(ME), github],
+            },
             max_ttl_s,
             default_ttl_s: max_ttl_s.min(600),
-            operations: if writes { vec![] } else { operations.iter().map(|text| OperationTemplate::parse(text).unwrap()).collect() },
+            operations: if writes { vec![] } else { operations.iter().flatten().map(|text| OperationTemplate::parse(text).unwrap()).collect() },
             features,
             require_scope: flags[0] && !writes,
             not_before,
-            not_after: at(times.1).filter(|end| not_before.is_none_or(|start| start < *end)),
+            not_after: at(times[1]).filter(|end| not_before.is_none_or(|start| start < *end)),
             hours: flags[1].then(|| Hours::parse("UTC", &[], "23:00", "23:30").unwrap()),
             require_mtls: match certificate { 0 => vec![pattern("spiffe://acme/host-*")], 1 => vec![pattern(ME)], _ => vec![] },
             break_glass: flags[2],
@@ -71,14 +77,14 @@ prop_compose! {
 prop_compose! {
     /// Everything that can stand in the way, and a request that some of it stands in the way of.
     fn any_world()(
-        policies in prop::collection::vec(any_policy(), 0..5),
+        policies in prop::collection::vec(any_policy(), 0..6),
         ceilings in prop::collection::vec(any_ceiling(), 0..3),
-        keys in prop::collection::vec(any_key(), 0..5),
+        keys in prop::collection::vec(any_key(), 0..7),
         suspended in prop::collection::vec(0..8_u8, 0..2),
-        revoked in prop::collection::vec(0..16_u8, 0..3),
+        revoked in prop::collection::vec(0..40_u8, 0..3),
         opened in prop::option::of(0..5_usize),
-        sealed in prop::bool::weighted(0.05),
-        trusted in prop::bool::weighted(0.9),
+        sealed in prop::bool::weighted(0.02),
+        trusted in prop::bool::weighted(0.95),
         by_issuer in any::<bool>(),
         certificate in any::<bool>(),
         asked in any_request(),

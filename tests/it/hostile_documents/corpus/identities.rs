@@ -7,7 +7,7 @@ const DNS: &str = "release-*.ci.acme.internal";
 const GITHUB: &str = "{ repository_id: 42, ref: refs/heads/main }";
 const CLUSTER: &str = "system:serviceaccount:ci:release-*";
 const CORP: &str = "subject: release-bot";
-const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}]}"#;
+const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}"#;
 const CORP_URL: &str = "url: https://login.acme.internal\n";
 const CORP_KEYS: &str = "jwks_url: https://login.acme.internal/keys";
 
