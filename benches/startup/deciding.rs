@@ -65,9 +65,9 @@ fn document(policies: usize, groups: usize, ceilings: usize) -> Document {
         every_app_group: nth < 10,
         app_groups: (nth >= 10).then(|| (0..10).map(|step| group((nth * 10 + step) % groups)).collect()),
         max_ttl: Some(900 + i64::try_from(nth % 60).unwrap()),
-        never_roles: Some(texts(if nth % 2 == 0 { &["ADMIN"] } else { &["ACCOUNT_HOLDER", "FINANCE"] })),
-        trust_domains: (nth % 3 == 0).then(|| texts(&["acme.internal"])),
-        issuers: (nth % 3 == 0).then(|| texts(&["github"])),
+        never_roles: Some(texts(if nth.is_multiple_of(2) { &["ADMIN"] } else { &["ACCOUNT_HOLDER", "FINANCE"] })),
+        trust_domains: nth.is_multiple_of(3).then(|| texts(&["acme.internal"])),
+        issuers: nth.is_multiple_of(3).then(|| texts(&["github"])),
         ..CeilingText::default()
     };
     let mut app_groups: Vec<_> = (0..groups).map(group).collect();

@@ -1,7 +1,7 @@
 //! What applying a document would do: a list of steps, and the one change that makes them all.
 //!
 //! Steps: compare each thing with what is there; fold the difference into a copy of the state; look whether that can be
-//! ([`outcome`]); say what each step means, with the state before and after at hand.
+//! (`outcome`); say what each step means, with the state before and after at hand.
 //!
 //! # Invariants
 //! - `INV-PLAN-1`: the state after the change refers to nothing that is not there.

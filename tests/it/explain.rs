@@ -158,7 +158,6 @@ async fn ceilings_and_keys_are_told_with_what_stands_in_the_way() {
     let now = p8broker::clock::Clock::now(&*broker.clock).seconds();
     assert_eq!(granted.expires_at.unwrap().seconds, now + 120);
     assert!(granted.path.iter().any(|step| step.contains("ceiling short allows 120s")), "{:?}", granted.path);
-    // As imagined, so it is.
     let issued = broker.as_(CLIENT).await.issue(ask()).await.unwrap();
     assert_eq!((issued.key_id.as_str(), issued.expires_in), (KEY_ID, duration(120)));
     assert_eq!(issued.enforced_by, granted.enforced_by);

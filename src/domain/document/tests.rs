@@ -58,3 +58,17 @@ fn a_long_life_needs_long_lived_reads() {
     let year = PolicyText { max_ttl: Some(366 * 86_400), ..reads("GET /v1/ciBuildRuns/5") };
     assert_eq!(violations(year), ["policies[0].max_ttl"]);
 }
+
+#[test]
+fn times_that_no_document_can_spell_are_refused() {
+    let at = |seconds| Some(crate::clock::UnixMillis::from_seconds(seconds));
+    assert_eq!(violations(PolicyText { not_after: at(253_402_300_799), ..policy() }), [""; 0]);
+    for seconds in [253_402_300_800, i64::MAX] {
+        assert_eq!(
+            violations(PolicyText { not_after: at(seconds), ..policy() }),
+            ["policies[0].not_after"],
+            "{seconds}"
+        );
+    }
+    assert_eq!(violations(PolicyText { not_before: at(i64::MIN), ..policy() }), ["policies[0].not_before"]);
+}

@@ -115,7 +115,7 @@ fn ceiling(random: &mut Random, nth: usize) -> CeilingText {
 fn key(random: &mut Random, nth: usize) -> KeyText {
     KeyText {
         id: format!("KEY{nth:07}"),
-        account: *random.pick(&["acme", "acme", "acme", "beta"]),
+        account: random.pick::<&str>(&["acme", "acme", "acme", "beta"]),
         individual: one_in(random, 2)
             .then(|| if one_in(random, 3) { vec![] } else { some(random, &["111", "222"], 1) }),
         roles: some(random, ROLES, 2).into_iter().collect(),
@@ -256,8 +256,8 @@ pub(super) fn asked(random: &mut Random) -> Asked {
         client: if vouched { format!("oidc:{issuer}:{subject}") } else { random.pick(NAMES).to_string() },
         certificate: (vouched && one_in(random, 2)).then(|| random.pick(NAMES).to_string()),
         claims,
-        group: *random.pick(&["games", "games", "games", "games", "games", "tools", "other", "absent"]),
-        role: *random.pick(ROLES),
+        group: random.pick::<&str>(&["games", "games", "games", "games", "games", "tools", "other", "absent"]),
+        role: random.pick::<&str>(ROLES),
         ttl: one_in(random, 3).then(|| 30 + i64::try_from(random.below(3000)).unwrap()),
         scope,
         now: START + i64::try_from(random.below(14 * 24)).unwrap() * 1800 - 3 * 86_400,
