@@ -40,6 +40,7 @@ mod quota;
 mod read;
 mod revoke;
 mod seal;
+mod shadow;
 mod sim;
 mod stale;
 mod store;
