@@ -35,7 +35,7 @@ race:
 	RACE_OPS=$${RACE_OPS:-100000} bash tests/postgres.sh with \
 		$(CARGO) test --locked --test it -- store::race --nocapture --test-threads=1
 
-# The decision beside a naive one, straight from docs/policies.md: DIFF_OPS, DIFF_SEED.
+# The decision beside a naive one, straight from docs/policies.md, a million times in half a minute: DIFF_OPS, DIFF_SEED.
 differential:
 	DIFF_OPS=$${DIFF_OPS:-1000000} $(CARGO) test --locked --test it -- --exact \
 		naive::the_decision_agrees_with_the_naive_one_of_the_document --nocapture

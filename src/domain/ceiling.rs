@@ -194,3 +194,6 @@ impl Bounds {
         self.require_approval.as_ref()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@
 mod permit;
 mod reason;
 mod route;
+mod shadow;
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -28,15 +29,16 @@ use super::operation::Operation;
 use super::policy::Policy;
 use super::principal::Principal;
 use super::role::{Role, RoleSet};
-use super::state::State;
+use super::state::{GroupPolicies, State};
 use super::target::Target;
 use crate::clock::UnixMillis;
 use crate::id::{AppGroupName, CeilingName, Head, PolicyName};
-pub use permit::{Decision, Permit, Shadow};
+pub use permit::{Decision, Permit};
 pub use reason::DenyReason;
 use route::route;
 pub use route::{PassedOver, passed_over};
 pub(super) use route::{Strength, has_individual_keys, strength};
+pub use shadow::Shadow;
 
 /// What a client asks for; its parts are already well formed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,31 +117,15 @@ pub fn decide(request: &TokenRequest, state: &State, now: UnixMillis) -> Result<
     }
     let Some(policies) = state.group_policies(&request.app_group) else { return Err(deny(DenyReason::NoPolicy)) };
     let ground = Ground::of(&request.app_group, state);
-    let mut best: Option<(Preference<'_>, Terms<'_>, i64)> = None;
-    let mut nearest: Option<(Miss<'_>, &PolicyName)> = None;
-    for policy in policies.naming(&request.principal).filter(|policy| !policy.shadow) {
-        match ground.grant(request, policy, state, now) {
-            Ok((terms, expires_at)) => {
-                // The weakest key first, then the longest life, then the first name (INV-DECIDE-1).
-                let preference = (terms.strength, Reverse(expires_at), &policy.name);
-                if best.as_ref().is_none_or(|(known, ..)| preference < *known) {
-                    best = Some((preference, terms, expires_at));
-                }
-            }
-            Err(miss) => {
-                // Policies come by name, so of equal misses the first name stays.
-                if nearest.as_ref().is_none_or(|(known, _)| miss.reason > known.reason) {
-                    nearest = Some((miss, &policy.name));
-                }
-            }
+    let (terms, expires_at) = match ground.best(request, policies, state, now) {
+        Ok(granted) => granted,
+        Err(None) => return Err(deny(DenyReason::NoPolicy)),
+        Err(Some((miss, policy))) => {
+            let (policy, ceiling) = (Some(policy.clone()), miss.ceiling.cloned());
+            return Err(Denial { policy, ceiling, ..deny(miss.reason) });
         }
-    }
-    let Some((_, terms, expires_at)) = best else {
-        let Some((miss, policy)) = nearest else { return Err(deny(DenyReason::NoPolicy)) };
-        let (policy, ceiling) = (Some(policy.clone()), miss.ceiling.cloned());
-        return Err(Denial { policy, ceiling, ..deny(miss.reason) });
     };
-    let shadows = ground.shadows(request, &terms, state, now);
+    let shadows = ground.shadows(request, policies, state, now);
     Permit::new(&terms, expires_at, &request.scope, shadows, state, now).ok_or_else(|| deny(DenyReason::NoActiveKey))
 }
 
@@ -201,9 +187,12 @@ type Routed<'a> = Result<(&'a Arc<Key>, Strength), Miss<'a>>;
 impl<'a> Ground<'a> {
     /// What there is for policies of this group.
     pub(super) fn of(name: &AppGroupName, state: &'a State) -> Self {
+        Self::under(name, state.bounds_of(name).collect(), state)
+    }
+
+    fn under(name: &AppGroupName, bounds: Vec<&'a Bounds>, state: &'a State) -> Self {
         let group = state.app_groups().get(name);
         let account = group.map(|group| Target::Account(group.account.clone()));
-        let bounds: Vec<&Bounds> = state.bounds_of(name).collect();
         let forbids = bounds.iter().find_map(|bounds| bounds.forbids_team_keys());
         Self {
             account_revoked: account.is_some_and(|account| state.is_revoked(&account)),
@@ -329,35 +318,34 @@ impl<'a> Ground<'a> {
         Ok((terms, expires_at))
     }
 
-    /// What would have been refused by what only counts: ceilings, and policies that name the caller.
-    fn shadows(&self, request: &TokenRequest, granted: &Terms<'_>, state: &'a State, now: UnixMillis) -> Vec<Shadow> {
-        let mut out = Vec::new();
-        for bounds in state.shadow_bounds_of(&request.app_group) {
-            let found = [
-                (DenyReason::CallerOverCeiling, bounds.forbids_caller(&request.principal)),
-                (DenyReason::RoleOverCeiling, bounds.forbids_role(request.role)),
-                (DenyReason::ScopeRequired, bounds.requires_scope().filter(|_| request.scope.is_empty())),
-                (
-                    DenyReason::TeamKeyOverCeiling,
-                    bounds
-                        .forbids_team_keys()
-                        .filter(|_| has_individual_keys(state.keys_of(&request.app_group)) && granted.key.is_team()),
-                ),
-            ];
-            out.extend(found.into_iter().filter_map(|(reason, ceiling)| {
-                ceiling.map(|name| Shadow { kind: "ceiling", name: name.to_string(), reason })
-            }));
-            // A shorter life is no refusal: what would be cut is not counted.
-        }
-        let Some(policies) = state.group_policies(&request.app_group).filter(|policies| policies.has_shadows()) else {
-            return out;
-        };
-        for policy in policies.naming(&request.principal).filter(|policy| policy.shadow) {
-            if let Err(miss) = self.grant(request, policy, state, now) {
-                out.push(Shadow { kind: "policy", name: policy.name.to_string(), reason: miss.reason });
+    /// The best of what the policies that name the caller grant; or the nearest miss, where one names it at all.
+    fn best(
+        &self,
+        request: &TokenRequest,
+        policies: &'a GroupPolicies,
+        state: &'a State,
+        now: UnixMillis,
+    ) -> Result<(Terms<'a>, i64), Option<(Miss<'a>, &'a PolicyName)>> {
+        let mut best: Option<(Preference<'a>, Terms<'a>, i64)> = None;
+        let mut nearest: Option<(Miss<'a>, &'a PolicyName)> = None;
+        for policy in policies.naming(&request.principal).filter(|policy| !policy.shadow) {
+            match self.grant(request, policy, state, now) {
+                Ok((terms, expires_at)) => {
+                    // The weakest key first, then the longest life, then the first name (INV-DECIDE-1).
+                    let preference = (terms.strength, Reverse(expires_at), &policy.name);
+                    if best.as_ref().is_none_or(|(known, ..)| preference < *known) {
+                        best = Some((preference, terms, expires_at));
+                    }
+                }
+                Err(miss) => {
+                    // Policies come by name, so of equal misses the first name stays.
+                    if nearest.as_ref().is_none_or(|(known, _)| miss.reason > known.reason) {
+                        nearest = Some((miss, &policy.name));
+                    }
+                }
             }
         }
-        out
+        best.map(|(_, terms, expires_at)| (terms, expires_at)).ok_or(nearest)
     }
 }
 

@@ -275,3 +275,6 @@ fn every_name(state: &State) -> impl Iterator<Item = ObjectName> {
     let ceilings = state.ceilings().keys().cloned().map(ObjectName::Ceiling);
     accounts.chain(groups).chain(policies).chain(operators).chain(issuers).chain(ceilings)
 }
+
+#[cfg(test)]
+mod tests;

@@ -490,3 +490,6 @@ mod as_list {
         Ok(list.into_iter().map(|revocation| (revocation.revision, revocation)).collect())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -83,12 +83,110 @@ fn files_that_make_no_sense_are_refused_with_their_places() {
     ] {
         let (_dir, file) = changed(from, to);
         let output = run(&file, true);
-        assert_eq!(output.status.code(), Some(1), "{to}");
+        assert_eq!(output.status.code(), Some(2), "{to}");
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(error.contains(path), "{to}: {error}");
     }
     let (_dir, file) = changed("documents: [policies]", "documents: [nowhere]");
     assert_eq!(run(&file, true).status.code(), Some(2));
+}
+
+#[test]
+fn everything_wrong_is_told_at_once_whatever_it_is_about() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("cases.yaml");
+    let text = "\
+accounts: [{ name: acme, issuer_id: nonsense }]
+app_groups: [{ name: games, account: acme, apps: ['111'] }]
+keys:
+  - { key_id: short, account: nobody, user: a@b, roles: [KING], app_groups: [nowhere] }
+cases:
+  - { name: a, client: nobody, app_group: games, role: ADMIN, expect: allow, reason: NO_POLICY }
+  - { name: b, client: 'spiffe://acme/ci', app_group: games, role: ADMIN, expect: deny, policy: p, at: monday }
+  - { name: c, client: 'oidc:github:x', app_group: games, role: ADMIN, expect: maybe, certificate: 'oidc:github:y' }
+  - { name: d, client: 'spiffe://acme/ci', app_group: games, role: ADMIN, expect: deny, scope: ['POST /v1/apps'], open: [p] }
+  - { name: e, client: 'spiffe://acme/ci', app_group: games, role: ADMIN, expect: deny, claims: { ref: x } }
+";
+    std::fs::write(&file, text).unwrap();
+    let output = run(&file, true);
+    assert_eq!(output.status.code(), Some(2));
+    let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+    let places: Vec<_> =
+        error["error"]["violations"].as_array().unwrap().iter().map(|it| it["field"].as_str().unwrap()).collect();
+    let expected = [
+        "1:37: accounts[0].issuer_id",
+        "4:15: keys[0].key_id",
+        "4:31: keys[0].account",
+        "4:45: keys[0].user",
+        "4:58: keys[0].roles[0]",
+        "4:78: keys[0].app_groups[0]",
+        "6:24: cases[0].client",
+        "6:86: cases[0].reason",
+        "7:97: cases[1].policy",
+        "7:104: cases[1].at",
+        "8:24: cases[2].client",
+        "8:80: cases[2].expect",
+        "8:100: cases[2].certificate",
+        "9:97: cases[3].scope[0]",
+        "9:122: cases[3].open[0]",
+        "10:97: cases[4].claims",
+    ];
+    assert_eq!(places, expected);
+}
+
+#[test]
+fn keys_claims_and_what_an_issuer_is_trusted_for_are_as_the_broker_has_them() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("cases.yaml");
+    let text = "\
+accounts: [{ name: acme, issuer_id: 57246542-96fe-1a63-e053-0824d011072a }]
+app_groups: [{ name: games, account: acme, apps: ['111'] }]
+issuers:
+  - { name: github, kind: github_actions, audiences: [p8broker], claims: { repository_owner_id: '7' } }
+ceilings: [{ name: no-team, every_app_group: true, no_team_keys: true }]
+policies:
+  - name: bot
+    clients: [{ oidc: { issuer: github, claims: { sub: 'repo:acme/bot:ref:refs/heads/main', repository_id: '42' } } }]
+    app_group: games
+    roles: [DEVELOPER, APP_MANAGER]
+keys:
+  - { key_id: 2X9R4HXF34, account: acme, roles: [APP_MANAGER], app_groups: [games] }
+  - { account: acme, kind: individual, user: dev@acme.example, roles: [DEVELOPER], app_groups: [games], apps: ['111'] }
+cases:
+  - name: the subject is a claim of every token
+    client: oidc:github:repo:acme/bot:ref:refs/heads/main
+    claims: { repository_id: '42', repository_owner_id: '7' }
+    app_group: games
+    role: DEVELOPER
+    expect: allow
+    policy: bot
+  - name: the team key is out of use
+    client: oidc:github:repo:acme/bot:ref:refs/heads/main
+    claims: { repository_id: '42', repository_owner_id: '7' }
+    app_group: games
+    role: APP_MANAGER
+    expect: deny
+    reason: TEAM_KEY_OVER_CEILING
+  - name: of another owner the issuer is not trusted
+    client: oidc:github:repo:acme/bot:ref:refs/heads/main
+    claims: { repository_id: '42', repository_owner_id: '8' }
+    app_group: games
+    role: DEVELOPER
+    expect: deny
+    reason: BEARER_CLAIMS
+  - name: what is not there is no case of its own
+    client: spiffe://acme/x
+    app_group: nowhere
+    role: DEVELOPER
+    expect: deny
+    reason: NO_POLICY
+";
+    std::fs::write(&file, text).unwrap();
+    let output = run(&file, true);
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{shown} {}", String::from_utf8_lossy(&output.stderr));
+    let answer: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((&answer["passed"], &answer["failed"]), (&Value::from(4), &Value::from(0)));
 }
 
 /// The guide's documents, one after the other, on a vault that begins empty but for its operator.

@@ -97,7 +97,7 @@ fn first_time(policy: &Policy, state: &State) -> Option<UnixMillis> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 160, ..ProptestConfig::default() })]
 
     #[test]
     fn what_can_be_had_now_is_what_a_decision_permits(world in any_world()) {

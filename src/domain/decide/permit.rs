@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{DenyReason, Terms};
+use super::{Shadow, Terms};
 use crate::clock::UnixMillis;
 use crate::domain::app_group::AppGroup;
 use crate::domain::apple::{self, BACKDATE_S};
@@ -45,17 +45,6 @@ pub struct Decision {
     pub break_glass: Option<PolicyName>,
     /// What would have been refused by policies and ceilings that only count.
     pub shadows: Vec<Shadow>,
-}
-
-/// What something that only counts would have refused.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Shadow {
-    /// `policy` or `ceiling`.
-    pub kind: &'static str,
-    /// Its name.
-    pub name: String,
-    /// Why it would have refused.
-    pub reason: DenyReason,
 }
 
 impl Permit {

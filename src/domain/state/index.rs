@@ -16,7 +16,7 @@ use crate::domain::change::{Object, ObjectName};
 use crate::domain::pattern::ClientPattern;
 use crate::domain::policy::Policy;
 use crate::domain::principal::Principal;
-use crate::id::{AppGroupName, ClientId, IssuerName};
+use crate::id::{AppGroupName, CeilingName, ClientId, IssuerName};
 
 /// The policies of one group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,14 +34,18 @@ pub struct GroupPolicies {
     claims: BTreeSet<String>,
 }
 
+/// A ceiling that is looked at by itself.
+type Alone = (CeilingName, Bounds);
+
 /// All groups, and the ceilings over them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Index {
     groups: Arc<HashMap<AppGroupName, Arc<GroupPolicies>>>,
     everywhere: Arc<Bounds>,
-    shadows_everywhere: Arc<Bounds>,
     bounds: Arc<HashMap<AppGroupName, Bounds>>,
-    shadows: Arc<HashMap<AppGroupName, Bounds>>,
+    /// Ceilings that only count, each for itself: those that hold everywhere, and those of each group.
+    shadows_everywhere: Arc<Vec<Alone>>,
+    shadows: Arc<HashMap<AppGroupName, Vec<Alone>>>,
 }
 
 impl GroupPolicies {
@@ -148,23 +152,31 @@ impl Index {
     }
 
     fn compile(&mut self, data: &Snapshot) {
-        let everywhere = |shadow: bool| {
-            let all = data.ceilings.values().filter(move |it| it.app_groups.is_none() && it.shadow == shadow);
-            Arc::new(Bounds::of(all))
-        };
-        self.everywhere = everywhere(false);
-        self.shadows_everywhere = everywhere(true);
-        let by_group = |shadow: bool| {
-            let mut lists: BTreeMap<&AppGroupName, Vec<&Arc<Ceiling>>> = BTreeMap::new();
-            for ceiling in data.ceilings.values().filter(|it| it.shadow == shadow) {
-                for group in ceiling.app_groups.iter().flatten() {
-                    lists.entry(group).or_default().push(ceiling);
+        let counting = || data.ceilings.values().filter(|it| !it.shadow);
+        self.everywhere = Arc::new(Bounds::of(counting().filter(|it| it.app_groups.is_none())));
+        let mut lists: BTreeMap<&AppGroupName, Vec<&Arc<Ceiling>>> = BTreeMap::new();
+        for ceiling in counting() {
+            for group in ceiling.app_groups.iter().flatten() {
+                lists.entry(group).or_default().push(ceiling);
+            }
+        }
+        let by_group = lists.into_iter().map(|(group, ceilings)| (group.clone(), Bounds::of(ceilings)));
+        self.bounds = Arc::new(by_group.collect());
+        let mut everywhere = Vec::new();
+        let mut by_group: HashMap<AppGroupName, Vec<Alone>> = HashMap::new();
+        for ceiling in data.ceilings.values().filter(|it| it.shadow) {
+            let alone = (ceiling.name.clone(), Bounds::of([ceiling]));
+            match &ceiling.app_groups {
+                None => everywhere.push(alone),
+                Some(groups) => {
+                    for group in groups {
+                        by_group.entry(group.clone()).or_default().push(alone.clone());
+                    }
                 }
             }
-            Arc::new(lists.into_iter().map(|(group, ceilings)| (group.clone(), Bounds::of(ceilings))).collect())
-        };
-        self.bounds = by_group(false);
-        self.shadows = by_group(true);
+        }
+        self.shadows_everywhere = Arc::new(everywhere);
+        self.shadows = Arc::new(by_group);
     }
 
     /// Takes a change of documents in, of which `before` are the policies that it replaces or removes.
@@ -204,8 +216,9 @@ impl Index {
         [Some(self.everywhere.as_ref()), self.bounds.get(group)]
     }
 
-    /// The same of those that only count.
-    pub(super) fn shadows_of(&self, group: &AppGroupName) -> [Option<&Bounds>; 2] {
-        [Some(self.shadows_everywhere.as_ref()), self.shadows.get(group)]
+    /// The ceilings over a group that only count, each for itself: those that hold everywhere, and its own.
+    pub(super) fn shadows_of(&self, group: &AppGroupName) -> impl Iterator<Item = (&CeilingName, &Bounds)> + Clone {
+        let own = self.shadows.get(group).map_or(&[][..], Vec::as_slice);
+        self.shadows_everywhere.iter().chain(own).map(|(name, bounds)| (name, bounds))
     }
 }

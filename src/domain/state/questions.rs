@@ -107,9 +107,9 @@ impl State {
         self.index.bounds_of(group).into_iter().flatten()
     }
 
-    /// The same of ceilings that only count.
-    pub fn shadow_bounds_of(&self, group: &AppGroupName) -> impl Iterator<Item = &Bounds> + Clone {
-        self.index.shadows_of(group).into_iter().flatten()
+    /// The ceilings over one app group that only count, each for itself: those that hold everywhere, and its own.
+    pub fn shadows_of(&self, group: &AppGroupName) -> impl Iterator<Item = (&CeilingName, &Bounds)> + Clone {
+        self.index.shadows_of(group)
     }
 
     /// Proposed changes that wait for a second operator, by id.
@@ -150,7 +150,7 @@ impl State {
     /// The claims that a decision about this group and issuer may ask about: what the audit keeps of a caller.
     pub fn claims_named<'a>(&'a self, group: &AppGroupName, issuer: &'a Issuer) -> impl Iterator<Item = &'a str> {
         let policies = self.index.policies_of(group).into_iter().flat_map(GroupPolicies::claims_named);
-        let bounds = self.bounds_of(group).chain(self.shadow_bounds_of(group));
+        let bounds = self.bounds_of(group).chain(self.shadows_of(group).map(|(_, bounds)| bounds));
         let patterns = bounds.flat_map(Bounds::callers).flat_map(|(callers, _)| &callers.clients);
         let ceilings = patterns.filter_map(|pattern| match pattern {
             ClientPattern::Vouched(vouched) => Some(&vouched.claims),
