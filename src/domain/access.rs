@@ -130,7 +130,7 @@ fn entries<'a>(
     let group = ground.standing(policy, state).ok().filter(|_| ends_at.is_ok() || comes(policy, now));
     let Some(group) = group else { return Vec::new() };
     let offer = |role| {
-        let terms = ground.offer(role, policy, group, ends_at.unwrap_or(i64::MAX), state).ok()?;
+        let terms = ground.offer(role, policy, group, ends_at.unwrap_or(i64::MAX)).ok()?;
         // As a permit has it: a key of an account that is not there signs nothing.
         let signs = state.accounts().contains_key(&terms.key.account);
         (signs && (!terms.needs_scope || has_reads(policy, group))).then_some((role, terms))

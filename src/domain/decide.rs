@@ -18,7 +18,7 @@ mod route;
 mod shadow;
 
 use std::cell::RefCell;
-use std::cmp::Reverse;
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::app_group::AppGroup;
@@ -37,7 +37,7 @@ pub use permit::{Decision, Permit};
 pub use reason::DenyReason;
 use route::route;
 pub use route::{PassedOver, passed_over};
-pub(super) use route::{Strength, has_individual_keys, strength};
+pub(super) use route::{has_individual_keys, strength};
 pub use shadow::Shadow;
 
 /// What a client asks for; its parts are already well formed.
@@ -90,7 +90,6 @@ pub struct Terms<'a> {
     pub policy: &'a Arc<Policy>,
     /// The key that signs.
     pub key: &'a Arc<Key>,
-    strength: Strength,
     /// The app group.
     pub group: &'a Arc<AppGroup>,
     /// The longest time to live, in seconds, under the policy and the ceilings.
@@ -129,8 +128,6 @@ pub fn decide(request: &TokenRequest, state: &State, now: UnixMillis) -> Result<
     Permit::new(&terms, expires_at, &request.scope, shadows, state, now).ok_or_else(|| deny(DenyReason::NoActiveKey))
 }
 
-type Preference<'a> = (Strength, Reverse<i64>, &'a PolicyName);
-
 /// What one policy grants one caller with one role; what `decide` rests on, for those who explain it.
 ///
 /// # Errors
@@ -142,7 +139,8 @@ pub fn weigh<'a>(
     state: &'a State,
     now: UnixMillis,
 ) -> Result<Terms<'a>, Miss<'a>> {
-    Ground::of(&policy.app_group, state).terms(principal, role, policy, state, now)
+    let ground = Ground::of(&policy.app_group, state);
+    ground.terms(&ground.caller(principal), role, policy, state, now)
 }
 
 /// What one policy that names the caller makes of a whole request: its terms, and the moment at which the token would die.
@@ -155,7 +153,8 @@ pub fn grant<'a>(
     state: &'a State,
     now: UnixMillis,
 ) -> Result<(Terms<'a>, i64), Miss<'a>> {
-    Ground::of(&request.app_group, state).grant(request, policy, state, now)
+    let ground = Ground::of(&request.app_group, state);
+    ground.grant(request, &ground.caller(&request.principal), policy, state, now)
 }
 
 /// What keys of a group are looked at under: the roles that ceilings leave of those granted, and the ceiling under which no
@@ -174,15 +173,25 @@ pub(super) struct Ground<'a> {
     group: Option<&'a Arc<AppGroup>>,
     account_revoked: bool,
     group_revoked: bool,
+    keys: &'a [Arc<Key>],
     bounds: Vec<&'a Bounds>,
+    max_ttl_s: i64,
     never_roles: RoleSet,
+    needs_scope: Option<&'a CeilingName>,
     team_keys: Result<(), &'a CeilingName>,
     /// Keys by what they were looked for with: most policies of a group grant the same roles.
     routes: RefCell<Vec<(Role, RoleSet, Routed<'a>)>>,
 }
 
-/// The key that signs and how strong it is, or why there is none.
-type Routed<'a> = Result<(&'a Arc<Key>, Strength), Miss<'a>>;
+/// Who asks, and the ceiling under which nobody like that gets anything, where there is one: the same for every policy.
+#[derive(Clone, Copy)]
+struct Caller<'p, 'a> {
+    principal: &'p Principal,
+    forbidden_by: Option<&'a CeilingName>,
+}
+
+/// The key that signs, or why there is none.
+type Routed<'a> = Result<&'a Arc<Key>, Miss<'a>>;
 
 impl<'a> Ground<'a> {
     /// What there is for policies of this group.
@@ -192,33 +201,45 @@ impl<'a> Ground<'a> {
 
     fn under(name: &AppGroupName, bounds: Vec<&'a Bounds>, state: &'a State) -> Self {
         let group = state.app_groups().get(name);
+        let keys = state.keys_of(name);
         let account = group.map(|group| Target::Account(group.account.clone()));
         let forbids = bounds.iter().find_map(|bounds| bounds.forbids_team_keys());
         Self {
             account_revoked: account.is_some_and(|account| state.is_revoked(&account)),
             group_revoked: group.is_some_and(|group| state.is_revoked(&Target::AppGroup(group.name.clone()))),
             never_roles: bounds.iter().fold(RoleSet::default(), |roles, bounds| roles.union(bounds.never_roles())),
-            team_keys: forbids.filter(|_| has_individual_keys(state.keys_of(name))).map_or(Ok(()), Err),
+            max_ttl_s: bounds.iter().filter_map(|bounds| bounds.max_ttl()).fold(i64::MAX, |least, (s, _)| least.min(s)),
+            needs_scope: bounds.iter().find_map(|bounds| bounds.requires_scope()),
+            team_keys: forbids.filter(|_| has_individual_keys(keys)).map_or(Ok(()), Err),
             group,
+            keys,
             bounds,
             routes: RefCell::default(),
         }
     }
 
-    fn route(&self, role: Role, granted: RoleSet, group: &AppGroup, keys: &'a [Arc<Key>]) -> Routed<'a> {
+    fn caller<'p>(&self, principal: &'p Principal) -> Caller<'p, 'a> {
+        let forbidden_by = self.bounds.iter().find_map(|bounds| bounds.forbids_caller(principal));
+        Caller { principal, forbidden_by }
+    }
+
+    fn route(&self, role: Role, granted: RoleSet, group: &AppGroup) -> Routed<'a> {
         let mut routes = self.routes.borrow_mut();
         if let Some((.., known)) = routes.iter().find(|(asked, roles, _)| (*asked, *roles) == (role, granted)) {
             return *known;
         }
-        let found = route(role, granted, self.team_keys, group, keys);
-        let found = found.map(|key| (key, strength(key, group)));
+        let forbidden = self.bounds.iter().find_map(|bounds| bounds.forbids_role(role));
+        let found = match forbidden {
+            Some(ceiling) => Err(Miss { reason: DenyReason::RoleOverCeiling, ceiling: Some(ceiling) }),
+            None => route(role, granted.without(self.never_roles), self.team_keys, group, self.keys),
+        };
         routes.push((role, granted, found));
         found
     }
 
     fn terms(
         &self,
-        principal: &Principal,
+        caller: &Caller<'_, 'a>,
         role: Role,
         policy: &'a Arc<Policy>,
         state: &'a State,
@@ -226,14 +247,14 @@ impl<'a> Ground<'a> {
     ) -> Result<Terms<'a>, Miss<'a>> {
         let group = self.standing(policy, state)?;
         let ends_at = in_force(policy, state, now)?;
-        if !has_certificate(principal, policy) {
+        if !has_certificate(caller.principal, policy) {
             return Err(DenyReason::CertificateRequired.into());
         }
         // INVARIANT (INV-CEILING-1)
-        if let Some(ceiling) = self.bounds.iter().find_map(|bounds| bounds.forbids_caller(principal)) {
+        if let Some(ceiling) = caller.forbidden_by {
             return Err(Miss { reason: DenyReason::CallerOverCeiling, ceiling: Some(ceiling) });
         }
-        self.offer(role, policy, group, ends_at, state)
+        self.offer(role, policy, group, ends_at)
     }
 
     /// The group, where neither it, nor its account, nor the policy is revoked.
@@ -263,45 +284,37 @@ impl<'a> Ground<'a> {
         policy: &'a Arc<Policy>,
         group: &'a Arc<AppGroup>,
         ends_at: i64,
-        state: &'a State,
     ) -> Result<Terms<'a>, Miss<'a>> {
         // INVARIANT (P3): role, scope and lifetime are the policy's, or less.
         if !policy.roles.contains(role) {
             return Err(DenyReason::RoleNotGranted.into());
         }
-        if let Some(ceiling) = self.bounds.iter().find_map(|bounds| bounds.forbids_role(role)) {
-            return Err(Miss { reason: DenyReason::RoleOverCeiling, ceiling: Some(ceiling) });
-        }
-        let keys = state.keys_of(&policy.app_group);
-        let (key, strength) = self.route(role, policy.roles.without(self.never_roles), group, keys)?;
-        let scope_ceiling = self.bounds.iter().find_map(|bounds| bounds.requires_scope());
-        let least = self.bounds.iter().filter_map(|bounds| bounds.max_ttl()).map(|(seconds, _)| seconds).min();
+        let key = self.route(role, policy.roles, group)?;
         Ok(Terms {
             policy,
             key,
-            strength,
             group,
-            max_ttl_s: least.map_or(policy.max_ttl_s, |least| least.min(policy.max_ttl_s)),
+            max_ttl_s: self.max_ttl_s.min(policy.max_ttl_s),
             ends_at,
-            needs_scope: policy.needs_scope() || scope_ceiling.is_some(),
+            needs_scope: policy.needs_scope() || self.needs_scope.is_some(),
         })
     }
 
     fn grant(
         &self,
         request: &TokenRequest,
+        caller: &Caller<'_, 'a>,
         policy: &'a Arc<Policy>,
         state: &'a State,
         now: UnixMillis,
     ) -> Result<(Terms<'a>, i64), Miss<'a>> {
-        let terms = match self.terms(&request.principal, request.role, policy, state, now) {
+        let terms = match self.terms(caller, request.role, policy, state, now) {
             // What is asked comes before what there are keys for: a scope that is missing is the caller's to mend.
             Err(miss) if miss.reason < DenyReason::ScopeRequired => return Err(miss),
             other => other,
         };
-        let scope_ceiling = self.bounds.iter().find_map(|bounds| bounds.requires_scope());
-        if request.scope.is_empty() && (policy.needs_scope() || scope_ceiling.is_some()) {
-            let ceiling = scope_ceiling.filter(|_| !policy.needs_scope());
+        if request.scope.is_empty() && (policy.needs_scope() || self.needs_scope.is_some()) {
+            let ceiling = self.needs_scope.filter(|_| !policy.needs_scope());
             return Err(Miss { reason: DenyReason::ScopeRequired, ceiling });
         }
         if self.group.is_some_and(|group| policy.refused_entry(&request.scope, &group.apps).is_some()) {
@@ -326,27 +339,36 @@ impl<'a> Ground<'a> {
         state: &'a State,
         now: UnixMillis,
     ) -> Result<(Terms<'a>, i64), Option<(Miss<'a>, &'a PolicyName)>> {
-        let mut best: Option<(Preference<'a>, Terms<'a>, i64)> = None;
+        let mut best: Option<(Terms<'a>, i64)> = None;
         let mut nearest: Option<(Miss<'a>, &'a PolicyName)> = None;
+        let caller = self.caller(&request.principal);
         for policy in policies.naming(&request.principal).filter(|policy| !policy.shadow) {
-            match self.grant(request, policy, state, now) {
-                Ok((terms, expires_at)) => {
-                    // The weakest key first, then the longest life, then the first name (INV-DECIDE-1).
-                    let preference = (terms.strength, Reverse(expires_at), &policy.name);
-                    if best.as_ref().is_none_or(|(known, ..)| preference < *known) {
-                        best = Some((preference, terms, expires_at));
+            match self.grant(request, &caller, policy, state, now) {
+                // Policies come by name, so of equals the first name stays (INV-DECIDE-1).
+                Ok(granted) => {
+                    if best.as_ref().is_none_or(|known| is_better(&granted, known)) {
+                        best = Some(granted);
                     }
                 }
                 Err(miss) => {
-                    // Policies come by name, so of equal misses the first name stays.
                     if nearest.as_ref().is_none_or(|(known, _)| miss.reason > known.reason) {
                         nearest = Some((miss, &policy.name));
                     }
                 }
             }
         }
-        best.map(|(_, terms, expires_at)| (terms, expires_at)).ok_or(nearest)
+        best.ok_or(nearest)
     }
+}
+
+/// Whether what one policy grants goes before what another does: the weaker key first, then the longer life.
+fn is_better((terms, expires_at): &(Terms<'_>, i64), (known, known_expires_at): &(Terms<'_>, i64)) -> bool {
+    let by_key = if Arc::ptr_eq(terms.key, known.key) {
+        Ordering::Equal
+    } else {
+        strength(terms.key, terms.group).cmp(&strength(known.key, known.group))
+    };
+    by_key.then(known_expires_at.cmp(expires_at)).is_lt()
 }
 
 /// Whether the policy grants anything now, and the moment from which it will not, in Unix seconds.

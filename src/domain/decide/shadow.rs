@@ -37,8 +37,9 @@ impl<'a> Ground<'a> {
             }
         }
         if policies.has_shadows() {
+            let caller = self.caller(&request.principal);
             for policy in policies.naming(&request.principal).filter(|policy| policy.shadow) {
-                if let Err(miss) = self.grant(request, policy, state, now) {
+                if let Err(miss) = self.grant(request, &caller, policy, state, now) {
                     out.push(Shadow { kind: "policy", name: policy.name.to_string(), reason: miss.reason });
                 }
             }
