@@ -8,6 +8,7 @@ use super::{Broker, Caller};
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditEvent, AuditRow, LiveToken, Outcome};
 use crate::domain::operator::Power;
+use crate::domain::principal::Facts;
 use crate::domain::state::State;
 use crate::domain::target::Target;
 use crate::id::{ClientId, KeyId, Revision, TokenId};
@@ -151,6 +152,10 @@ fn targets(id: &TokenId, row: &AuditRow, state: &State) -> Vec<Target> {
             client: event.caller.clone(),
             policy: text(&event.policy),
             key_id: text(&event.key_id),
+            certificate: Facts::parse(&event.identity)
+                .and_then(|it| it.certificate)
+                .map(|it| it.to_string())
+                .unwrap_or_default(),
             app_group: text(&event.app_group),
             issued_at: 0,
             expires_at: 0,
@@ -169,6 +174,7 @@ pub(super) fn targets_of(token: &LiveToken, state: &State) -> Vec<Target> {
     [
         Some(Target::Token(token.id.clone())),
         client.clone().map(Target::Client),
+        named("client", &token.certificate),
         named("policy", &token.policy),
         named("app-group", &token.app_group),
         key.map(Target::Key),

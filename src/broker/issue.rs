@@ -8,7 +8,7 @@
 //! # Invariants
 //! - P4: the answer is built after the row is durable.
 //! - P5: the row is durable only at the head of the decision, so a token is listed in a revoke or decided after it.
-//! - `INV-ISSUE-1`: a token is reused only for the same caller, policy, key, group, scope and asked lifetime, before half
+//! - `INV-ISSUE-1`: a token is reused only for the same caller by the same certificate, policy, key, group, scope and asked lifetime, before half
 //!   its life, within what this decision grants, and where nothing it was issued under was revoked since.
 
 use std::fmt::Write as _;
@@ -25,6 +25,7 @@ use crate::domain::audit::{AuditEvent, AuditedToken, Outcome};
 use crate::domain::decide::{Decision, Denial, Permit, TokenRequest, decide};
 use crate::domain::enforcement::Enforcement;
 use crate::domain::operation::Operation;
+use crate::domain::principal::Principal;
 use crate::domain::quota::Bound;
 use crate::domain::state::State;
 use crate::domain::target::Target;
@@ -73,6 +74,7 @@ pub(super) struct Tokens(Cache<Slot, Arc<Mutex<Option<Cached>>>>);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Slot {
     client: ClientId,
+    certificate: Option<ClientId>,
     policy: PolicyName,
     key: KeyId,
     group: AppGroupName,
@@ -95,9 +97,9 @@ impl Default for Tokens {
 
 impl Cached {
     /// INVARIANT (INV-ISSUE-1), as far as the slot does not hold it already.
-    fn fits(&self, permit: &Permit, state: &State, client: &ClientId) -> bool {
+    fn fits(&self, permit: &Permit, state: &State, caller: &Principal) -> bool {
         let issued = self.token.permit();
-        let mut under = issued.revocable_by(client);
+        let mut under = issued.revocable_by(caller);
         under.push(Target::Token(self.token.id().clone()));
         is_before_half_life(&self.token, permit.decided_at())
             && issued.expires_at() <= permit.expires_at()
@@ -161,6 +163,7 @@ impl Broker {
     fn slot(&self, open: &OpenVault, caller: &Caller, ask: &TokenAsk, permit: &Permit) -> Arc<Mutex<Option<Cached>>> {
         let slot = Slot {
             client: caller.client().clone(),
+            certificate: caller.principal.certificate_beside().cloned(),
             policy: permit.policy().name.clone(),
             key: permit.key().id.clone(),
             group: permit.app_group().name.clone(),
@@ -183,7 +186,7 @@ impl Broker {
     ) -> Result<Option<Issued>, BrokerError> {
         let slot = self.slot(open, caller, ask, &permit);
         let mut cached = slot.lock().await;
-        if let Some(earlier) = cached.as_ref().filter(|earlier| earlier.fits(&permit, state, caller.client())) {
+        if let Some(earlier) = cached.as_ref().filter(|earlier| earlier.fits(&permit, state, &caller.principal)) {
             let (token, since) = (Arc::clone(&earlier.token), earlier.revision);
             drop(cached);
             let event = event(caller, ask, &permit, &token, (Outcome::Reused, state), decision_id);
@@ -360,7 +363,7 @@ fn holds_again(
         && signed.expires_at() <= permit.expires_at()
         && is_before_half_life(token, now);
     let revoked = state.is_revoked(&Target::Token(token.id().clone()))
-        || since.is_some_and(|since| state.revoked_since(since, &signed.revocable_by(&request.principal.client)));
+        || since.is_some_and(|since| state.revoked_since(since, &signed.revocable_by(&request.principal)));
     (same && !revoked).then(|| permit.decision())
 }
 

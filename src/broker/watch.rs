@@ -210,7 +210,7 @@ async fn tokens_by_client(
 
 /// All live tokens of one client; `None` where there are too many to look through.
 async fn tokens_of(follow: &Follow, client: &ClientId, now_s: i64) -> Result<Option<Vec<LiveToken>>, StoreError> {
-    let (under, mut after, mut out) = (Under::Client(client.clone()), ExposureCursor::default(), Vec::new());
+    let (under, mut after, mut out) = (Under::HeldBy(client.clone()), ExposureCursor::default(), Vec::new());
     for _ in 0..MOST_PAGES {
         let page = follow.store.exposure(&under, Revision(u64::MAX), now_s, &after, PAGE).await?;
         let is_last = page.len() < PAGE as usize;
@@ -232,7 +232,7 @@ impl Broker {
         let open = self.open()?;
         let state = open.follow.catch_up().await?;
         let client = caller.client();
-        if state.is_client_revoked(client) {
+        if state.refuses(&caller.principal).is_some() {
             return Err(BrokerError::ClientRevoked);
         }
         let (tell, told) = mpsc::channel(QUEUE);

@@ -190,6 +190,8 @@ pub struct LiveToken {
     pub key_id: String,
     /// For which app group.
     pub app_group: String,
+    /// By which certificate beside a bearer token; empty for none.
+    pub certificate: String,
     /// When it was signed, in Unix seconds.
     pub issued_at: i64,
     /// When it dies, in Unix seconds.

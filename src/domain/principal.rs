@@ -1,7 +1,8 @@
 //! Who asks: the name that was authenticated, and the facts that policies may ask about beside it.
 //!
 //! The facts of a caller that an issuer vouches for are kept in audit rows, so that a decision can be made again: at the
-//! end of `identity`, as `; certificate NAME; claims {"name":["value"]}`, with `none` for no certificate.
+//! end of `identity`, as `; certificate NAME; claims {"name":["value"]}`, with `none` for no certificate. The store takes the
+//! certificate from there: what stands before it holds no `;`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ pub struct Vouched {
     pub subject: String,
     /// All that the token says.
     pub claims: Claims,
-    /// When the token expires, in Unix seconds.
+    /// From when on the token is not accepted any more, in Unix seconds: it has expired then, or is too old.
     pub expires_at: i64,
 }
 
@@ -72,6 +73,11 @@ impl Principal {
         facts.claims.set("sub", client.as_str().strip_prefix(&name.client_prefix()).unwrap_or_default());
         facts.claims.set("iss", &issuer.url);
         Self::of_issuer(client, Arc::clone(issuer), facts, i64::MAX)
+    }
+
+    /// The certificate of its connection, where that has another name than the caller itself.
+    pub fn certificate_beside(&self) -> Option<&ClientId> {
+        self.certificate.as_ref().filter(|certificate| **certificate != self.client)
     }
 
     /// What the identity in an audit row ends with: the certificate and, of the claims, those named. Nothing for a caller

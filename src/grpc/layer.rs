@@ -87,7 +87,7 @@ impl Inner {
         let issuer_of = |url: &str| open.state().issuer_of(url).cloned();
         let bearer = self.verifier.verify(token, issuer_of, peer.certificate()).await?;
         let identity = match &certificate {
-            Some(caller) => format!("{}; {}", bearer.identity, caller.identity),
+            Some(caller) => format!("{}, by {}", bearer.identity, caller.identity),
             None => bearer.identity,
         };
         let principal = Principal {

@@ -61,17 +61,21 @@ impl RevocationService for Service {
 
 /// No name holds a line break.
 fn place_out(last: &audit::LiveToken) -> String {
-    page_token_out(&format!("{}\n{}\n{}\n{}", last.expires_at, last.id, last.client, last.policy))
+    let parts = [last.expires_at.to_string(), last.id.to_string()];
+    page_token_out(
+        &[&parts[0], &parts[1], &last.client, &last.policy, &last.certificate].map(String::as_str).join("\n"),
+    )
 }
 
 fn place(token: &str) -> Result<ExposureCursor, Status> {
     let text = page_token_in(token)?;
     match text.split('\n').collect::<Vec<_>>().as_slice() {
-        [time, id, client, policy] => time.parse().ok().map(|expires_at| ExposureCursor {
+        [time, id, client, policy, certificate] => time.parse().ok().map(|expires_at| ExposureCursor {
             expires_at,
             token_id: (*id).to_owned(),
             client: (*client).to_owned(),
             policy: (*policy).to_owned(),
+            certificate: (*certificate).to_owned(),
         }),
         _ => None,
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tonic::{Request, Status};
 
 use super::caller;
-use crate::broker::{Broker, Caller};
+use crate::broker::{Broker, BrokerError, Caller};
 use crate::domain::decide::DenyReason;
 use crate::identity::mtls::Peer;
 use crate::identity::oidc::BearerError;
@@ -38,8 +38,13 @@ impl Standing {
         if self.broker.clock().now().seconds() >= vouched.expires_at.saturating_add(vouched.issuer.leeway_s) {
             return Err(BearerError::Expired.into());
         }
-        match self.broker.open()?.state().refuses(principal) {
+        let state = self.broker.open()?.state();
+        match state.refuses(principal) {
             Some(DenyReason::IssuerNotTrusted) => Err(BearerError::IssuerUnknown.into()),
+            // That the caller itself is revoked is the last word of its stream, after what was revoked with it.
+            Some(DenyReason::ClientRevoked) if !state.is_client_revoked(&principal.client) => {
+                Err(BrokerError::ClientRevoked.into())
+            }
             _ => Ok(&self.caller),
         }
     }

@@ -143,7 +143,9 @@ pub enum Under {
     Token(TokenId),
     /// One token, as far as one client got it: found among that client's.
     TokenOf(TokenId, ClientId),
-    /// Those of one client.
+    /// Those that one client got.
+    HeldBy(ClientId),
+    /// The same, and those that callers with its certificate got by a bearer token: what its revocation ends.
     Client(ClientId),
     /// Those of every client that an issuer vouches for.
     Issuer(IssuerName),
@@ -242,6 +244,8 @@ pub struct ExposureCursor {
     pub client: String,
     /// Under which policy.
     pub policy: String,
+    /// By which certificate beside a bearer token; empty for none.
+    pub certificate: String,
 }
 
 impl ExposureCursor {
@@ -252,6 +256,7 @@ impl ExposureCursor {
             token_id: token.id.to_string(),
             client: token.client.clone(),
             policy: token.policy.clone(),
+            certificate: token.certificate.clone(),
         }
     }
 }

@@ -281,6 +281,7 @@ pub(super) async fn exposure(
         Value::Text(&after.token_id),
         Value::Text(&after.client),
         Value::Text(&after.policy),
+        Value::Text(&after.certificate),
         Value::Integer(limit.into()),
     ];
     ask.ask(sql::exposure(now_of(ask), condition), &values).await?.iter().map(live_token).collect()
@@ -295,7 +296,8 @@ fn live_token(row: &impl Columns) -> Result<LiveToken, StoreError> {
         app_group: row.text(4)?,
         issued_at: row.integer(5)?,
         expires_at: row.integer(6)?,
-        revision: revision(row, 7)?,
+        certificate: row.text(7)?,
+        revision: revision(row, 8)?,
     })
 }
 
@@ -346,7 +348,8 @@ fn condition(under: &Under) -> (&'static str, String) {
         Under::TokenOf(id, client) => {
             ("caller = substr($3, 66) and token_id = substr($3, 1, 64)", format!("{id} {client}"))
         }
-        Under::Client(id) => ("caller = $3", id.to_string()),
+        Under::HeldBy(id) => ("caller = $3", id.to_string()),
+        Under::Client(id) => ("(caller = $3 or certificate = $3)", id.to_string()),
         Under::Issuer(name) => ("substr(caller, 1, length($3)) = $3", name.client_prefix()),
         Under::Policy(name) => ("policy = $3", name.to_string()),
         Under::AppGroup(name) => ("app_group = $3", name.to_string()),

@@ -83,8 +83,8 @@ pub(super) fn exposure_totals(now: &'static str, condition: &'static str) -> Str
 /// The same, one by one.
 pub(super) fn exposure(now: &'static str, condition: &'static str) -> String {
     format!(
-        "{} where (expires_at, token_id, caller, policy) > ($4, $5, $6, $7) \
-         order by expires_at, token_id, caller, policy limit $8",
+        "{} where (expires_at, token_id, caller, policy, certificate) > ($4, $5, $6, $7, $8) \
+         order by expires_at, token_id, caller, policy, certificate limit $9",
         live(now, condition)
     )
 }
@@ -100,7 +100,7 @@ pub(super) fn exposure_groups(now: &'static str, condition: &'static str) -> Str
 fn live(now: &'static str, condition: &'static str) -> String {
     format!(
         "select * from (select token_id, caller, policy, key_id, app_group, issued_at, expires_at, \
-         min(revision) as revision from audit where outcome = 'SIGNED' and expires_at > {now} and revision < $2 \
-         and {condition} group by token_id, caller, policy, key_id, app_group, issued_at, expires_at) as token"
+         coalesce(certificate, '') as certificate, min(revision) as revision from audit where outcome = 'SIGNED' and expires_at > {now} and revision < $2 \
+         and {condition} group by token_id, caller, policy, key_id, app_group, issued_at, expires_at, certificate) as token"
     )
 }

@@ -212,6 +212,66 @@ async fn p5_taking_trust_back_ends_it_at_once() {
 }
 
 #[tokio::test]
+async fn p5_revoking_a_certificate_covers_tokens_that_came_through_it() {
+    let mut broker = Broker::start().await;
+    let vouching = Vouching::new();
+    let mut operator = broker.as_(OPERATOR).await;
+    operator.apply(trusting(&vouching, vouched_policy())).await.unwrap();
+    let token = vouching.token(&vouching.claims(&broker, 300));
+    let mut through = vouching.client(&broker, &token, Some(STRANGER)).await;
+    let mut beside = vouching.client(&broker, &token, None).await;
+    let issued = through.issue(ask()).await.unwrap();
+    broker.clock.advance(Duration::from_secs(2));
+    // The same job by another way has a token of its own.
+    let other = beside.issue(ask()).await.unwrap();
+    assert_ne!(other.token_id, issued.token_id);
+    let mut watch = through.token.watch(proto::WatchRequest { from_revision: 0 }).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    let revoked = operator.revoke(proto::TargetKind::Client, STRANGER).await.unwrap();
+    let ids: Vec<&str> = revoked.exposure.iter().map(|alive| alive.token_id.as_str()).collect();
+    assert_eq!(ids, [issued.token_id.as_str()]);
+    assert_eq!(refused(through.issue(ask()).await), (Code::PermissionDenied, "CLIENT_REVOKED".to_owned()));
+    let end = eventually_ends(&mut watch).await;
+    assert_eq!(refused::<()>(Err(end)), (Code::PermissionDenied, "CLIENT_REVOKED".to_owned()));
+    let again = through.token.watch(proto::WatchRequest { from_revision: 0 }).await;
+    assert_eq!(refused(again), (Code::PermissionDenied, "CLIENT_REVOKED".to_owned()));
+    // What came without the certificate is none of its holder's, and stays.
+    assert_eq!(beside.issue(ask()).await.unwrap().token_id, other.token_id);
+    for (id, revoked) in [(&issued.token_id, true), (&other.token_id, false)] {
+        let ask = proto::IntrospectTokenRequest { token_id: id.clone() };
+        let answer = operator.token.introspect_token(ask).await.unwrap().into_inner();
+        assert_eq!(answer.revoked, revoked, "{answer:?}");
+    }
+    let reinstate = proto::ReinstateRequest {
+        target: Some(target(proto::TargetKind::Client, STRANGER)),
+        reason: "a test".to_owned(),
+    };
+    operator.revocation.reinstate(reinstate).await.unwrap();
+    assert_ne!(through.issue(ask()).await.unwrap().token_id, issued.token_id);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_its_token_is_too_old() {
+    let mut broker = Broker::start().await;
+    let vouching = Vouching::new();
+    let issuer = proto::Issuer { max_age: duration(600), ..vouching.issuer() };
+    let trusted = proto::Document { issuers: vec![issuer], ..trusting(&vouching, vouched_policy()) };
+    let mut operator = broker.as_(OPERATOR).await;
+    operator.apply(trusted).await.unwrap();
+    // It says that it lives for hours; whoever trusts its issuer says for how long it is accepted.
+    let token = vouching.token(&vouching.claims(&broker, 20_000));
+    let mut job = vouching.client(&broker, &token, None).await;
+    let mut watch = job.token.watch(proto::WatchRequest { from_revision: 0 }).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    broker.clock.advance(Duration::from_secs(700));
+    operator.revoke(proto::TargetKind::Policy, "somebody-elses").await.unwrap();
+    let end = eventually_ends(&mut watch).await;
+    assert_eq!(end.code(), Code::Unauthenticated, "{end:?}");
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn an_operator_may_come_with_a_token_and_a_watch_ends_with_it() {
     let mut broker = Broker::start().await;
     let vouching = Vouching::new();

@@ -10,10 +10,11 @@ use crate::domain::enforcement::{self, Enforcement};
 use crate::domain::key::Key;
 use crate::domain::operation::Operation;
 use crate::domain::policy::Policy;
+use crate::domain::principal::Principal;
 use crate::domain::quota::Quota;
 use crate::domain::state::State;
 use crate::domain::target::Target;
-use crate::id::{ClientId, Head, IssuerId, PolicyName};
+use crate::id::{Head, IssuerId, PolicyName};
 
 /// Proof that one request passed policy. Not `Clone`, and consumed by signing: one permit, one token.
 #[derive(Debug)]
@@ -100,16 +101,17 @@ impl Permit {
         &self.shadows
     }
 
-    /// Everything whose revocation ends what was issued to this client under it; the token itself comes on top.
-    pub fn revocable_by(&self, client: &ClientId) -> Vec<Target> {
+    /// Everything whose revocation ends what was issued to this caller under it; the token itself comes on top.
+    pub fn revocable_by(&self, caller: &Principal) -> Vec<Target> {
         let mut out = vec![
-            Target::Client(client.clone()),
+            Target::Client(caller.client.clone()),
             Target::Policy(self.policy.name.clone()),
             Target::AppGroup(self.group.name.clone()),
             Target::Key(self.key.id.clone()),
             Target::Account(self.key.account.clone()),
         ];
-        out.extend(client.issuer().map(Target::Issuer));
+        out.extend(caller.certificate_beside().cloned().map(Target::Client));
+        out.extend(caller.client.issuer().map(Target::Issuer));
         out
     }
 

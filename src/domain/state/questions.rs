@@ -189,8 +189,7 @@ impl State {
     pub fn refuses(&self, caller: &Principal) -> Option<DenyReason> {
         let revoked = |client: &ClientId| self.is_revoked(&Target::Client(client.clone()));
         if !self.revocations.is_empty() {
-            let certificate = caller.certificate.as_ref().filter(|certificate| **certificate != caller.client);
-            if revoked(&caller.client) || certificate.is_some_and(revoked) {
+            if revoked(&caller.client) || caller.certificate_beside().is_some_and(revoked) {
                 return Some(DenyReason::ClientRevoked);
             }
             if caller.client.issuer().is_some_and(|issuer| self.is_revoked(&Target::Issuer(issuer))) {

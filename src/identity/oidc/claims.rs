@@ -29,6 +29,11 @@ impl Times {
         })
     }
 
+    /// The first second, in Unix time, at which it is valid no more; the leeway comes on top.
+    pub(super) fn ends_at(self, issuer: &Issuer) -> i64 {
+        self.expires_at.min(self.issued_at.saturating_add(issuer.max_age_s).saturating_add(1))
+    }
+
     /// Whether it is valid at this second.
     pub(super) fn check(self, now: i64, issuer: &Issuer) -> Result<(), BearerError> {
         let (soonest, latest) = (now.saturating_sub(issuer.leeway_s), now.saturating_add(issuer.leeway_s));

@@ -163,7 +163,7 @@ impl Verifier {
         }
         let identity = facts(&issuer, &sha256(presented.signed.as_bytes()), times.expires_at, &claims);
         let subject = subject.to_owned();
-        let vouched = Arc::new(Vouched { issuer, subject, claims, expires_at: times.expires_at });
+        let vouched = Arc::new(Vouched { expires_at: times.ends_at(&issuer), issuer, subject, claims });
         let bearer = Bearer { vouched, client, identity };
         let weight = u32::try_from(token.len()).unwrap_or(u32::MAX);
         let verdict = Verdict { bearer: bearer.clone(), times, confirmation, key, source, weight };
@@ -269,7 +269,8 @@ fn facts(issuer: &Issuer, digest: &[u8; 32], expires_at: i64, claims: &Claims) -
     let expires = UnixMillis::from_seconds(expires_at);
     let mut out = format!("token sha256:{} of {}, expires {expires}", HEXLOWER.encode(digest), issuer.name);
     for name in issuer.kind.immutable_claims() {
-        let value = shown(&claims.values(name).join(" "));
+        // What follows this begins with a `;`: no claim may look like it.
+        let value = shown(&claims.values(name).join(" ")).replace(';', "\\u{3b}");
         let fits = out.len().saturating_add(name.len()).saturating_add(value.len()) < MOST_IDENTITY;
         if !value.is_empty() && fits {
             let _ = write!(out, ", {name} {value}");

@@ -234,13 +234,7 @@ async fn exposure(store: &dyn Store, fixture: &mut Fixture) {
     assert_eq!((none.count, none.last_expires_at), (0, None), "strictly before the revision");
     let first = store.exposure(&client, next, 1012, &ExposureCursor::default(), 4).await.unwrap();
     let last = first.last().unwrap();
-    let after = ExposureCursor {
-        expires_at: last.expires_at,
-        token_id: last.id.to_string(),
-        client: last.client.clone(),
-        policy: last.policy.clone(),
-    };
-    let rest = store.exposure(&client, next, 1012, &after, 4).await.unwrap();
+    let rest = store.exposure(&client, next, 1012, &ExposureCursor::at(last), 4).await.unwrap();
     let times: Vec<i64> = first.iter().chain(&rest).map(|token| token.expires_at).collect();
     assert_eq!(times, (1013..1020).collect::<Vec<_>>());
     let other = Under::Client(ClientId::parse("spiffe://a/c").unwrap());
@@ -272,6 +266,43 @@ async fn exposure(store: &dyn Store, fixture: &mut Fixture) {
     let handouts = store.handouts(&dies_last, UnixMillis(0), UnixMillis(2000), 10).await.unwrap();
     assert_eq!(handouts.len(), 2, "each time that it was handed out");
     assert_eq!(store.handouts(&dies_last, UnixMillis(1001), UnixMillis(2000), 10).await.unwrap(), []);
+    by_certificate(store, fixture).await;
+}
+
+/// Tokens of callers whom an issuer vouches for are also under the certificates that they came with.
+async fn by_certificate(store: &dyn Store, fixture: &mut Fixture) {
+    let through = |facts: &str| AuditEvent {
+        caller: "oidc:github:job".to_owned(),
+        identity: format!("token sha256:00 of github{facts}"),
+        ..fixture.event(Some((40, 2000)))
+    };
+    let events = [
+        r#"; certificate spiffe://a/one; claims {"ref":["; certificate spiffe://a/three; claims "]}"#,
+        "; certificate spiffe://a/two; claims {}",
+        "; certificate none; claims {}",
+    ];
+    let batch = fixture.batch(events.map(through).into());
+    assert_eq!(store.commit_rows(Some(fixture.head), &batch).await.unwrap(), Fenced::Committed);
+    fixture.end = batch.end;
+    let next = fixture.head.revision.next();
+    let under = |name: &str| Under::Client(ClientId::parse(name).unwrap());
+    for (name, certificates) in [
+        ("spiffe://a/one", vec!["spiffe://a/one"]),
+        ("spiffe://a/two", vec!["spiffe://a/two"]),
+        ("spiffe://a/three", vec![]),
+        ("oidc:github:job", vec!["", "spiffe://a/one", "spiffe://a/two"]),
+    ] {
+        // Page by page: what differs in the certificate alone is told, too.
+        let (mut after, mut found) = (ExposureCursor::default(), Vec::new());
+        for _ in 0..4 {
+            let page = store.exposure(&under(name), next, 1500, &after, 1).await.unwrap();
+            after = page.first().map_or(after, ExposureCursor::at);
+            found.extend(page.into_iter().map(|token| token.certificate));
+        }
+        assert_eq!(found, certificates, "{name}");
+    }
+    let held = Under::HeldBy(ClientId::parse("spiffe://a/one").unwrap());
+    assert_eq!(store.exposure_totals(&held, next, 1500).await.unwrap().count, 0);
 }
 
 async fn listing_and_pruning(store: &dyn Store, fixture: &mut Fixture) {
@@ -363,7 +394,7 @@ async fn a_newer_schema_refuses_an_older_binary_and_only_then() {
         PostgresStore::open(settings, &Metrics::new().unwrap()).await
     };
     assert!(matches!(open(false).await.err(), Some(StoreError::Unfit(why)) if why.contains("p8broker migrate")));
-    assert_eq!(PostgresStore::migrate(&settings(&url)).await, Ok(4));
+    assert_eq!(PostgresStore::migrate(&settings(&url)).await, Ok(5));
     open(false).await.unwrap().close().await;
     // A newer release that only added: both work, side by side.
     run(&url, "insert into _sqlx_migrations select 900, 'later', now(), true, '', 1").await;
