@@ -2,7 +2,8 @@
 //!
 //! Steps: plan it on the newest state; refuse a plan that was looked at on another one; check that the caller may make each
 //! step of the plan, alone; append the one change that makes them all. A plan that is only asked for takes the first step
-//! and looks at powers, so that nobody without one learns what is there.
+//! and looks at powers, so that nobody without one learns what is there. Plans are made beside the requests, and the writer
+//! makes another one only where the state has moved meanwhile.
 //!
 //! # Invariants
 //! - `INV-APPLY-1`: no one grants what they do not hold: policies of a group take the power to author them there, and all
@@ -20,7 +21,7 @@ use crate::domain::operator::Power;
 use crate::domain::plan::{Action, Plan, Step, Unnamed, plan};
 use crate::domain::principal::Principal;
 use crate::domain::state::State;
-use crate::id::{CeilingName, Revision};
+use crate::id::{CeilingName, Head, Revision};
 use crate::vault::keyring::Keyring;
 
 /// What somebody wants to be so.
@@ -57,10 +58,20 @@ impl Broker {
     ///
     /// # Errors
     /// With everything in the document that can't be.
-    pub fn plan(&self, caller: &Caller, wanted: &Wanted) -> Result<Applied, BrokerError> {
-        let state = self.open()?.state();
-        let plan = plan_for(wanted, &state, &caller.principal)?;
-        Ok(Applied { steps: plan.steps, revision: state.head().revision })
+    pub async fn plan(&self, caller: &Caller, wanted: Wanted) -> Result<Applied, BrokerError> {
+        let planned = self.planned(caller, wanted).await?;
+        Ok(Applied { revision: planned.head.revision, steps: planned.plan.steps })
+    }
+
+    /// Plans on the state as it is.
+    pub(super) async fn planned(&self, caller: &Caller, wanted: Wanted) -> Result<Planned, BrokerError> {
+        let (state, principal) = (self.open()?.state(), caller.principal.clone());
+        self.aside(move || {
+            let plan = plan_for(&wanted, &state, &principal)?;
+            let power = power_for(&plan.steps, &state, &principal);
+            Ok(Planned { wanted, principal, head: state.head(), plan, power })
+        })
+        .await?
     }
 
     /// Applies a document, all of it or nothing.
@@ -69,16 +80,12 @@ impl Broker {
     /// With everything in the document that can't be.
     pub async fn apply(&self, caller: &Caller, wanted: Wanted) -> Result<Applied, BrokerError> {
         let open = self.open()?;
-        let state = open.state();
-        let first = plan_for(&wanted, &state, &caller.principal)?;
-        let power = power_for(&first.steps, &state, &caller.principal);
-        let asker = self.asker(&state, caller, power)?;
-        let principal = caller.principal.clone();
-        let steps = Arc::new(Mutex::new(first.steps));
+        let first = self.planned(caller, wanted).await?;
+        let asker = self.asker(&open.state(), caller, first.power)?;
+        let steps = Arc::new(Mutex::new(Vec::new()));
         let planned = Arc::clone(&steps);
         let propose = move |state: &State, _: &Keyring| {
-            // Planned again where the head has moved: what is applied is what was checked on this very state.
-            let plan = plan_for(&wanted, state, &principal)?;
+            let plan = first.on(state)?;
             if let Some(ceiling) = approval(&plan.steps) {
                 return Err(BrokerError::ApprovalRequired(ceiling));
             }
@@ -98,6 +105,30 @@ impl Broker {
     pub fn export(&self) -> Result<(Document, Revision), BrokerError> {
         let state = self.open()?.state();
         Ok((Document::of(&state), state.head().revision))
+    }
+}
+
+/// A plan, and what it was made for.
+#[derive(Debug)]
+pub(super) struct Planned {
+    wanted: Wanted,
+    principal: Principal,
+    head: Head,
+    plan: Plan,
+    /// The power that it takes.
+    pub(super) power: Power,
+}
+
+impl Planned {
+    /// The plan for this very state: made again where the head has moved.
+    pub(super) fn on(&self, state: &State) -> Result<Plan, BrokerError> {
+        // A plan that never was made of any revision may have been looked at on a later one, which this history has lost.
+        if self.wanted.planned_on > state.head().revision {
+            let planned_on = self.wanted.planned_on;
+            let lost = format!("revision {planned_on} is not in this history, which ends at {}", state.head().revision);
+            return Err(BrokerError::PlanStale { planned_on, moved: vec![lost] });
+        }
+        if state.head() == self.head { Ok(self.plan.clone()) } else { plan_for(&self.wanted, state, &self.principal) }
     }
 }
 
@@ -140,13 +171,17 @@ pub(super) fn plan_for(wanted: &Wanted, state: &State, caller: &Principal) -> Re
 }
 
 /// Refuses a plan of another state, with what came between.
-pub(super) fn unmoved(planned_on: Revision, state: &State) -> Result<(), BrokerError> {
+fn unmoved(planned_on: Revision, state: &State) -> Result<(), BrokerError> {
     if planned_on == Revision::default() || state.last_move() <= planned_on {
         return Ok(());
     }
-    let moved = state.moves_after(planned_on);
-    let moved = moved.map(|it| format!("revision {} by {}: {}", it.revision, it.stamp.by, it.what)).collect();
-    Err(BrokerError::PlanStale { planned_on, moved })
+    Err(BrokerError::PlanStale { planned_on, moved: moves(planned_on, state) })
+}
+
+/// What came after a revision, in words.
+pub(super) fn moves(after: Revision, state: &State) -> Vec<String> {
+    let moved = state.moves_after(after);
+    moved.map(|it| format!("revision {} by {}: {}", it.revision, it.stamp.by, it.what)).collect()
 }
 
 /// Limits of policies of the document that nobody enforces. A policy that says nothing of operations has no such limit.

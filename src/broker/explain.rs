@@ -11,6 +11,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
+use super::aside::Slot;
 use super::error::BrokerError;
 use super::issue::{ISSUE_TOKEN, asked_ttl};
 use super::load::{LoadError, state_at};
@@ -75,7 +78,7 @@ impl Broker {
         let Imagined { client, facts, app_group, role, ttl_s, scope } = imagined;
         let request = TokenRequest { principal: imagine(client, facts, &state), app_group, role, ttl_s, scope };
         let refused = at_the_door(&request.principal);
-        let mut explanation = self.explained(request, &state, self.parts.clock.now()).await?;
+        let mut explanation = self.explained(request, &state, self.parts.clock.now(), self.free_slot().await?).await?;
         explanation.path.splice(0..0, refused);
         Ok(Explained {
             expires_at: explanation.outcome.as_ref().ok().map(|granted| granted.expires_at),
@@ -111,7 +114,8 @@ impl Broker {
         if request_of(&row.event, &state).is_none() {
             return Ok(out);
         }
-        let (then, at) = match self.state_of(&open, &state, row.event.revision).await {
+        let (then, slot) = self.state_of(&open, &state, row.event.revision).await?;
+        let (then, at) = match then {
             Ok(then) => (then, row.event.at),
             Err(LoadError::Store(error)) => return Err(error.into()),
             Err(gone) => {
@@ -122,7 +126,7 @@ impl Broker {
         };
         let Some(request) = request_of(&row.event, &then) else { return Ok(out) };
         let unsaid = request.principal.vouched.is_some() && Facts::parse(&row.event.identity).is_none();
-        let mut explanation = self.explained(request, &then, at).await?;
+        let mut explanation = self.explained(request, &then, at, slot).await?;
         if unsaid {
             explanation
                 .path
@@ -143,10 +147,10 @@ impl Broker {
         request: TokenRequest,
         state: &Arc<State>,
         at: UnixMillis,
+        slot: Slot,
     ) -> Result<Explanation, BrokerError> {
         let state = Arc::clone(state);
-        let explained = self.tasks.spawn_blocking(move || explain(&request, &state, at)).await;
-        explained.map_err(|error| BrokerError::Internal(error.to_string()))
+        Ok(self.within(slot, move || explain(&request, &state, at)).await?.0)
     }
 
     async fn rows_of_decision(&self, id: &DecisionId) -> Result<Vec<AuditRow>, BrokerError> {
@@ -160,17 +164,22 @@ impl Broker {
         Ok(rows().await?)
     }
 
+    /// The state of a revision, and the slot that it was read in, for what is done with it.
     async fn state_of(
         &self,
-        open: &OpenVault,
+        open: &Arc<OpenVault>,
         present: &Arc<State>,
         revision: Revision,
-    ) -> Result<Arc<State>, LoadError> {
+    ) -> Result<(Result<Arc<State>, LoadError>, Slot), BrokerError> {
+        let slot = self.free_slot().await?;
         if revision == present.head().revision {
-            return Ok(Arc::clone(present));
+            return Ok((Ok(Arc::clone(present)), slot));
         }
-        let keyring = open.vault.keyring();
-        Ok(Arc::new(state_at(self.parts.store.as_ref(), open.id(), &keyring, revision).await?))
+        let (store, open, runtime) = (Arc::clone(&self.parts.store), Arc::clone(open), Handle::current());
+        // A whole state is opened and folded, which holds up whatever else the thread has to do.
+        let read = move || runtime.block_on(state_at(store.as_ref(), open.id(), &open.vault.keyring(), revision));
+        let (state, slot) = self.within(slot, read).await?;
+        Ok((state.map(Arc::new), slot))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod apply;
+mod aside;
 mod audit;
 mod break_glass;
 mod denials;
@@ -237,6 +238,7 @@ pub struct Broker {
     /// In front of signing, whoever asks.
     signing: DefaultDirectRateLimiter,
     shadows: shadow::Shadows,
+    slots: aside::Slots,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -248,6 +250,7 @@ impl Broker {
         Arc::new(Self {
             started: parts.clock.now(),
             shadows: shadow::Shadows::default(),
+            slots: aside::Slots::default(),
             signing: RateLimiter::direct(Quota::per_second(parts.signatures_per_second)),
             parts,
             phase: Arc::new(ArcSwap::from_pointee(phase)),

@@ -114,11 +114,33 @@ pub fn plan(desired: &Desired, unnamed: Unnamed, state: &State) -> Result<Plan, 
 
 /// What a reviewed change does to a state: the same steps, planned from the things themselves.
 pub fn steps_of(put: &[Object], removed: &[ObjectName], state: &State) -> Vec<Step> {
+    replan(put, removed, state).0
+}
+
+/// The same, and everything about it that can't be any more.
+pub fn replan(put: &[Object], removed: &[ObjectName], state: &State) -> (Vec<Step>, Vec<Violation>) {
     let mut after = state.clone();
     after.preview(put, removed);
+    let violations = outcome::violations(&desired(put), removed, state, &after);
     let steps = put.iter().map(|object| (object.name(), Some(object)));
     let steps = steps.chain(removed.iter().map(|name| (name.clone(), None)));
-    steps.map(|(name, object)| step(name, object, state, &after)).collect()
+    (steps.map(|(name, object)| step(name, object, state, &after)).collect(), violations)
+}
+
+/// Things, as a document has them.
+fn desired(objects: &[Object]) -> Desired {
+    let mut out = Desired::default();
+    for object in objects {
+        match object {
+            Object::Account(it) => out.accounts.push(it.clone()),
+            Object::AppGroup(it) => out.app_groups.push(it.clone()),
+            Object::Issuer(it) => out.issuers.push((**it).clone()),
+            Object::Ceiling(it) => out.ceilings.push((**it).clone()),
+            Object::Policy(it) => out.policies.push((**it).clone()),
+            Object::Operator(it) => out.operators.push(it.clone()),
+        }
+    }
+    out
 }
 
 /// Everything that a document names.

@@ -1,16 +1,18 @@
 //! A change of documents that waits for a second operator.
 //!
 //! # Invariants
-//! - `INV-PROPOSAL-1`: what is approved is what was reviewed: a proposal names everything that it puts and removes, and the
-//!   revision it was planned on; approving makes just that, on what that revision rests on, or nothing.
+//! - `INV-PROPOSAL-1`: what is approved is what was reviewed: a proposal names everything that it puts and removes, and what
+//!   that does; approving makes just that, where it still does just that, or nothing.
 //! - `INV-PROPOSAL-2`: nobody approves their own proposal, under whatever operator's name.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use super::change::{Object, ObjectName};
 use super::key::Stamp;
 use super::principal::Principal;
-use crate::id::{ClientId, ProposalId, Revision};
+use crate::id::{ClientId, OperatorName, ProposalId, Revision};
 
 /// Most proposals that wait at a time.
 pub const MOST_OPEN: usize = 100;
@@ -30,6 +32,9 @@ pub struct Proposal {
     pub removed: Vec<ObjectName>,
     /// The newest revision when it was planned.
     pub planned_on: Revision,
+    /// SHA-256 of all that its plan says: what changes, who gains and loses what, and who enforces it. In hex.
+    #[serde(default)]
+    pub effect: String,
     /// Who proposed it, and when.
     pub stamp: Stamp,
     /// The caller's name: nobody approves what they proposed.
@@ -37,6 +42,9 @@ pub struct Proposal {
     /// The name in the certificate of the caller's connection, where that is another one: its holder is the caller, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<ClientId>,
+    /// All operators that the caller was then.
+    #[serde(default)]
+    pub operators: BTreeSet<OperatorName>,
     /// Why, for whoever reviews it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -45,9 +53,8 @@ pub struct Proposal {
 impl Proposal {
     /// Whether this caller proposed it, under one of the names by which it was known then or is now.
     pub fn is_by(&self, caller: &Principal) -> bool {
-        self.client == caller.client
-            || caller.certificate.as_ref() == Some(&self.client)
-            || self.certificate.as_ref() == Some(&caller.client)
+        let names = [Some(&caller.client), caller.certificate.as_ref()];
+        names.into_iter().flatten().any(|name| *name == self.client || Some(name) == self.certificate.as_ref())
     }
 
     /// From when on it can't be approved any more, in Unix seconds.

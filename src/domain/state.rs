@@ -176,6 +176,9 @@ pub struct Snapshot {
     /// The newest changes of what plans rest on.
     #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
     moves: VecDeque<Move>,
+    /// When operators or issuers were changed last.
+    #[serde(default)]
+    authority_moved: Revision,
 }
 
 impl State {
@@ -229,7 +232,7 @@ impl State {
                 }
                 self.add_writer(writer, replica);
             }
-            Change::DocumentApplied { put, removed } => self.apply_document(put, removed),
+            Change::DocumentApplied { put, removed } => self.apply_document(put, removed, record.revision),
             Change::ChangeProposed { proposal } => {
                 // One that nobody looked at in time goes, so that the state does not grow.
                 let oldest = record.at.seconds().saturating_sub(proposal::LIVES_S);
@@ -241,7 +244,7 @@ impl State {
                 let unknown = || FoldError::Unknown { at: record.revision, what: format!("proposal {id}") };
                 let proposal = proposal.ok_or_else(unknown)?;
                 // INVARIANT (INV-PROPOSAL-1): what was reviewed, to the letter.
-                self.apply_document(&proposal.put, &proposal.removed);
+                self.apply_document(&proposal.put, &proposal.removed, record.revision);
             }
             Change::ProposalClosed { id, .. } => drop(self.data.proposals.remove(id)),
             Change::BreakGlassOpened { policy, until, reason } => {
@@ -328,10 +331,14 @@ impl State {
 
     /// What the state would hold if this were applied, for a plan to look at.
     pub(super) fn preview(&mut self, put: &[Object], removed: &[ObjectName]) {
-        self.apply_document(put, removed);
+        self.apply_document(put, removed, self.head.revision.next());
     }
 
-    fn apply_document(&mut self, put: &[Object], removed: &[ObjectName]) {
+    fn apply_document(&mut self, put: &[Object], removed: &[ObjectName], at: Revision) {
+        let names = put.iter().map(Object::name).chain(removed.iter().cloned());
+        if names.into_iter().any(|name| matches!(name, ObjectName::Operator(_) | ObjectName::Issuer(_))) {
+            self.data.authority_moved = at;
+        }
         let replaced = self.replaced_policies(put, removed);
         for object in put {
             match object {

@@ -37,7 +37,7 @@ impl PolicyService for Service {
     async fn plan(&self, request: Request<PlanRequest>) -> Result<Response<PlanResponse>, Status> {
         let caller = caller(&request)?;
         let PlanRequest { document, prune, refuse_advisory } = request.into_inner();
-        let planned = self.0.plan(&caller, &wanted(document, prune, refuse_advisory, 0)?)?;
+        let planned = self.0.plan(&caller, wanted(document, prune, refuse_advisory, 0)?).await?;
         let steps = planned.steps.into_iter().map(step_out).collect();
         Ok(Response::new(PlanResponse { steps, revision: planned.revision.0 }))
     }
@@ -72,7 +72,7 @@ impl PolicyService for Service {
         &self,
         request: Request<GetProposalRequest>,
     ) -> Result<Response<GetProposalResponse>, Status> {
-        let proposed = self.0.proposal(&proposal_id(&request.get_ref().proposal_id)?)?;
+        let proposed = self.0.proposal(&proposal_id(&request.get_ref().proposal_id)?).await?;
         let revision = proposed.revision.0;
         Ok(Response::new(GetProposalResponse { proposal: Some(proposal_out(proposed)), revision }))
     }
@@ -81,7 +81,7 @@ impl PolicyService for Service {
         &self,
         _: Request<ListProposalsRequest>,
     ) -> Result<Response<ListProposalsResponse>, Status> {
-        let (all, revision) = self.0.proposals()?;
+        let (all, revision) = self.0.proposals().await?;
         let proposals = all.into_iter().map(proposal_out).collect();
         Ok(Response::new(ListProposalsResponse { proposals, revision: revision.0 }))
     }

@@ -137,6 +137,11 @@ impl State {
         self.data.moves.back().map(|it| it.revision).unwrap_or_default()
     }
 
+    /// When operators or issuers were changed last, and with that who may be whom, and do what.
+    pub fn authority_moved(&self) -> Revision {
+        self.data.authority_moved
+    }
+
     /// The policies of one app group, by name.
     pub fn policies_of(&self, group: &AppGroupName) -> &[Arc<Policy>] {
         self.index.policies_of(group).map_or(&[], GroupPolicies::all)

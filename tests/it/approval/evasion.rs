@@ -156,6 +156,19 @@ async fn one_person_under_several_names_is_one_person() {
     let proposed = inner.propose(&by_token(BOB), wanted, "a test".to_owned()).await.unwrap();
     let by_certificate = proposed.proposal.id.to_string();
     assert_eq!(refused(approve(&mut broker.as_(BOB).await, &by_certificate).await).1, "OWN_PROPOSAL");
+    // So is whoever else comes over the connection that it was proposed over.
+    let another = |subject: &str, certificate: &str| {
+        let mut caller = by_token(certificate);
+        caller.principal.client = client_id(&format!("oidc:corp:{subject}"));
+        caller
+    };
+    let own = inner.approve(&another("carol", BOB), &proposed.proposal.id).await.unwrap_err();
+    assert_eq!(own.reason(), "OWN_PROPOSAL");
+    // And whoever is one of the operators that the proposer was, not only the one whose power it took.
+    let of_two = propose(&mut broker.as_(ALICE_TOO).await, shorter(100)).await.unwrap().proposal_id;
+    for of_both in [ALICE, BOB] {
+        assert_eq!(refused(approve(&mut broker.as_(of_both).await, &of_two).await).1, "OWN_PROPOSAL", "{of_both}");
+    }
     // It rests on the revision that it was planned on, in a vault that remembers no moves, too.
     assert_eq!(proposed.proposal.planned_on.0 + 1, proposed.revision.0);
     // Somebody else is somebody else.
