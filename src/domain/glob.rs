@@ -41,7 +41,7 @@ impl ClaimGlob {
         if !(1..=MOST_BYTES).contains(&text.len()) || !printable {
             return Err(GlobError::Text(shown(text)));
         }
-        if parts(text).all(is_wild) {
+        if text.contains('*') && parts(text).all(is_wild) {
             return Err(GlobError::Everything(shown(text)));
         }
         Ok(Self(text.to_owned()))
@@ -57,13 +57,14 @@ impl ClaimGlob {
         !self.0.contains('*')
     }
 
-    /// Whether a part after the first is written out, or all of a text without parts begins with what is written out: so
-    /// `repo:*` says nothing of whose repository it is, and `release-*` says something.
+    /// Whether a part after the first begins with what is written out, or all of a text without parts does: so `repo:*`
+    /// says nothing of whose repository it is, and `release-*` says something. What lies between two separators and is
+    /// empty is no part, and a flag is the same for many.
     pub fn is_anchored(&self) -> bool {
         let mut rest = parts(&self.0);
         let first = rest.next().unwrap_or_default();
         let mut rest = rest.peekable();
-        if rest.peek().is_none() { !first.starts_with('*') } else { rest.any(|part| !part.starts_with('*')) }
+        if rest.peek().is_none() { says_something(first) && !is_flag(first) } else { rest.any(says_something) }
     }
 
     /// Whether the first parts are these, written out, and the one after them is written out, too.
@@ -108,8 +109,18 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| u8::try_from(c).is_ok_and(|b| CLAIM_SEPARATORS.contains(&b)))
 }
 
+/// Whether a part leaves everything open; an empty one says nothing either.
 fn is_wild(part: &str) -> bool {
-    !part.is_empty() && part.bytes().all(|b| b == b'*')
+    part.bytes().all(|b| b == b'*')
+}
+
+/// Whether a part begins with letters or digits that are written out.
+fn says_something(part: &str) -> bool {
+    part.split('*').next().is_some_and(|begin| begin.bytes().any(|b| b.is_ascii_alphanumeric()))
+}
+
+fn is_flag(text: &str) -> bool {
+    ["true", "false"].iter().any(|flag| text.eq_ignore_ascii_case(flag))
 }
 
 /// Whether the text is what the pattern says. At most quadratic in the length of one part: after a mismatch only the last
@@ -203,12 +214,17 @@ mod tests {
 
     #[test]
     fn what_says_nothing_is_refused() {
-        for bad in ["*", "**", "*:*", "*/*", "", " a", "a\n", "ä"] {
+        for bad in ["*", "**", "*:*", "*/*", "*:*@", "*//*", "", " a", "a\n", "ä"] {
             assert!(ClaimGlob::parse(bad).is_err(), "{bad:?}");
         }
+        assert!(ClaimGlob::parse("/").unwrap().matches("/"));
         let anchored = |glob: &str| ClaimGlob::parse(glob).unwrap().is_anchored();
         assert!(anchored("main") && anchored("release-*") && anchored("repo:acme/*"));
+        assert!(anchored("https://idp.test/u/*") && anchored("*@acme.internal") && anchored("x:true"));
         assert!(!anchored("repo:*") && !anchored("repo:*/*:*") && !anchored("*-x"));
+        for empty in ["https://*/*", "spiffe://*/*/*", "user:", "user:*@", "user:-*", "true", "False", "/"] {
+            assert!(!anchored(empty), "{empty}");
+        }
         assert!(ClaimGlob::parse("repo:acme/*:*").unwrap().names_after(&["repo"]));
         assert!(!ClaimGlob::parse("repo:ac*/x:*").unwrap().names_after(&["repo"]));
     }

@@ -126,7 +126,9 @@ impl IssuerKind {
                 "GitLab signs for everyone: name project_id or namespace_id (or project_path: GROUP/PROJECT)"
             }
             Self::Kubernetes => "name the namespace: subject system:serviceaccount:NAMESPACE:NAME",
-            Self::Oidc => "name a subject or claim of which more than the first part is written out",
+            Self::Oidc => {
+                "name a subject or claim of which more than the first part is written out, and that is not true or false"
+            }
         }
     }
 }
@@ -254,7 +256,9 @@ mod tests {
         assert!(anchored(Kubernetes, Some("system:serviceaccount:ci:*"), &[]));
         assert!(!anchored(Kubernetes, Some("system:serviceaccount:*:default"), &[]));
         assert!(anchored(Oidc, Some("release-bot"), &[]));
+        assert!(anchored(Oidc, None, &[("hd", "acme.internal"), ("email_verified", "true")]));
         assert!(!anchored(Oidc, Some("user:*"), &[]));
+        assert!(!anchored(Oidc, Some("https://*/*"), &[("email_verified", "true")]));
         assert!(!anchored(Oidc, None, &[]));
     }
 }

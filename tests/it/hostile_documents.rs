@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::cli::BINARY;
 use crate::harness::*;
-use corpus::{HONEST, Hostile, Told, hostile};
+use corpus::{HONEST, Hostile, Told, honest, hostile};
 
 /// `apply` of a text on standard input: exit code, and what was printed.
 fn apply(text: &str, env: &[(&'static str, String)], options: &[&str]) -> (i32, Value) {
@@ -74,6 +74,10 @@ async fn every_hostile_document_is_refused_with_the_right_reason_and_changes_not
     let before = operator.system.status(proto::StatusRequest {}).await.unwrap().into_inner().revision;
     let (code, pruned) = run(HONEST.to_owned(), env.clone(), &["--plan", "--prune"]).await;
     assert_eq!(code, 0, "what pruning refuses is not the honest document: {pruned:#}");
+    for text in honest() {
+        let (code, planned) = run(text.clone(), env.clone(), &["--plan"]).await;
+        assert_eq!(code, 0, "{planned:#}\n{text}");
+    }
     let all = hostile();
     let of = |told: Told| all.iter().filter(move |it| it.told == told).count();
     assert!(all.len() >= 150 && of(Told::ByTheBroker) >= 20, "{} documents", all.len());

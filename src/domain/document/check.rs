@@ -278,9 +278,14 @@ impl Check {
             if name.is_empty() || name.len() > 200 || !name.bytes().all(|b| b.is_ascii_graphic()) {
                 self.refuse::<()>(&path, "is not the name of a claim: 1 to 200 printable ASCII characters");
             }
-            // The time and audience of a token are its issuer's to check.
             if matches!(name.as_str(), "exp" | "nbf" | "iat" | "jti" | "cnf") {
                 self.refuse::<()>(&path, "is another for each token; name a claim that says who it is");
+            }
+            // Whoever may call by this issuer has these: a condition on them would look like a limit and be none.
+            if matches!(name.as_str(), "iss" | "aud") {
+                let message = "is the same for everyone whom the issuer vouches for, and stands in the issuer's url and \
+                               audiences; name a claim that says who it is";
+                self.refuse::<()>(&path, message);
             }
             let globs =
                 self.list(&path, values, AtLeast::One, |check, path, text| check.parsed(path, ClaimGlob::parse(text)));

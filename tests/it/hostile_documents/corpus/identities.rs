@@ -1,6 +1,6 @@
 //! Who is trusted, and who is meant: issuers, patterns over callers, operators.
 
-use super::Row;
+use super::{HONEST, Hostile, Row, Told, whole as a_whole};
 
 const SPIFFE: &str = "spiffe://acme.internal/ns/ci/sa/release-*";
 const DNS: &str = "release-*.ci.acme.internal";
@@ -35,6 +35,10 @@ pub(super) const OFFLINE: &[Row] = &[
     ("everyone of an issuer", "{ issuer: corp, subject: release-bot }", "{ issuer: corp }", "policies[0].clients[5].oidc", "means everyone whom the issuer vouches for"),
     ("everyone by an empty condition", "{ issuer: corp, subject: release-bot }", "{ issuer: corp, claims: {} }", "policies[0].clients[5].oidc", "means everyone whom the issuer vouches for"),
     ("any subject", CORP, r#"subject: "*""#, "policies[0].clients[5].oidc.subject", "matches everything"),
+    ("any subject of two parts, the second begun with nothing", CORP, r#"subject: "*:*@""#, "policies[0].clients[5].oidc.subject", "matches everything"),
+    ("everyone by who vouches for them", CORP, r#"claims: { iss: "https://login.acme.internal" }"#, "policies[0].clients[5].oidc.claims.iss", "the same for everyone"),
+    ("everyone by the audience that all ask for", CORP, "claims: { aud: corp-to-p8broker }", "policies[0].clients[5].oidc.claims.aud", "the same for everyone"),
+    ("an issuer that says its own audience", "hd: acme.internal,", "aud: corp-to-p8broker,", "issuers[4].claims.aud", "the same for everyone"),
     ("an empty subject", CORP, r#"subject: """#, "policies[0].clients[5].oidc.subject", "not a claim's value"),
     ("a subject with a control character", CORP, r#"subject: "a\u0007b""#, "policies[0].clients[5].oidc.subject", "printable ASCII"),
     ("any value of a claim", "ref: refs/heads/main }", r#"ref: "*" }"#, "policies[0].clients[2].oidc.claims.ref[0]", "matches everything"),
@@ -91,3 +95,39 @@ pub(super) const OF_STATE: &[Row] = &[
     ("an issuer with the address of another", "url: https://k8s.acme.internal", "url: https://login.acme.internal", "issuers[2].url|issuers[4].url", "is the url of issuer `corp`, too"),
     ("an operator confined to a group that is not there", "    powers: [author_policies]\n    app_groups: [games]", "    powers: [author_policies]\n    app_groups: [toys]", "operators[1].app_groups[0]", "there is no app group `toys`"),
 ];
+
+/// The honest document, where `corp` vouches for more than one company and its client is meant by this alone.
+fn only_by(client: &str) -> String {
+    let issuer = "    claims: { hd: acme.internal, tier: [gold, silver] }\n";
+    assert!(HONEST.contains(issuer) && HONEST.matches(CORP).count() == 1, "as the honest document has them");
+    HONEST.replace(issuer, "").replace(CORP, client)
+}
+
+/// Patterns over an issuer that says nothing of whose tokens it signs.
+pub(super) fn whole() -> Vec<Hostile> {
+    let rows = [
+        ("a subject of which the first part is written out", r#"subject: "user:*""#),
+        ("any URL as a subject", r#"subject: "https://*/*""#),
+        ("any SPIFFE ID as a subject", r#"subject: "spiffe://*/*/*""#),
+        ("a subject that goes on with nothing", r#"subject: "user:""#),
+        ("whoever has an address", r#"claims: { email_verified: "true" }"#),
+        ("whoever has an address or not", r#"claims: { email_verified: ["true", "False"] }"#),
+        ("one subject, or any URL", r#"claims: { sub: [release-bot, "https://*/*"] }"#),
+    ];
+    let path = "policies[0].clients[5].oidc";
+    let row = |(name, client)| a_whole(name, only_by(client), path, "more than the first part", Told::ByTheBroker);
+    rows.into_iter().map(row).collect()
+}
+
+/// The same with patterns that say it.
+pub(super) fn honest() -> Vec<String> {
+    let clients = [
+        CORP,
+        r#"subject: "release-*""#,
+        r#"subject: "https://login.acme.internal/bots/*""#,
+        r#"subject: "*@acme.internal""#,
+        r#"claims: { email_verified: "true", hd: acme.internal }"#,
+        r#"subject: "spiffe://*/ns/release/*""#,
+    ];
+    clients.map(only_by).to_vec()
+}

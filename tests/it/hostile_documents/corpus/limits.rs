@@ -97,16 +97,7 @@ pub(super) fn whole() -> Vec<Hostile> {
     let alone = root.replace("    app_groups: [games]\n", "");
     let clients = vec!["{ dns: a.b }"; 1001].join(", ");
     let fleet = "issuers:\n  - name: fleet\n    kind: kubernetes\n    url: https://fleet.acme.internal\n    audiences: [p8broker]\n";
-    let loose = HONEST.replace("    claims: { hd: acme.internal, tier: [gold, silver] }\n", "");
-    let loose = loose.replace("subject: release-bot", "subject: \"user:*\"");
     vec![
-        a_whole(
-            "a subject of which the first part is written out",
-            loose,
-            "policies[0].clients[5].oidc",
-            "more than the first part",
-            Told::ByTheBroker,
-        ),
         a_whole("98 policies more", policies(98), "policies[*].app_group|", "at most 100", Told::ByTheBroker),
         a_whole(
             "1001 clients",

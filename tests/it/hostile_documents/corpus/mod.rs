@@ -44,9 +44,15 @@ pub(crate) fn hostile() -> Vec<Hostile> {
     ];
     let of_table = |(rows, told): (&[Row], Told)| rows.iter().map(|row| edited(row, told)).collect::<Vec<_>>();
     let mut out: Vec<Hostile> = tables.into_iter().flat_map(of_table).collect();
+    out.extend(identities::whole());
     out.extend(shapes::whole());
     out.extend(limits::whole());
     out
+}
+
+/// Documents a step away from hostile ones, and taken.
+pub(crate) fn honest() -> Vec<String> {
+    identities::honest()
 }
 
 fn edited((name, from, to, path, says): &Row, told: Told) -> Hostile {
