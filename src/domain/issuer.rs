@@ -64,6 +64,12 @@ impl IssuerKind {
         }
     }
 
+    /// The kind whose issuer this url is, where it is one that signs for everyone.
+    pub fn of_url(url: &str) -> Option<Self> {
+        let plain = |url: &str| url.trim_end_matches('/').to_ascii_lowercase();
+        Self::ALL.iter().copied().find(|kind| kind.default_url().is_some_and(|known| plain(known) == plain(url)))
+    }
+
     /// How old a token may be where that is not given, in seconds. GitHub's live some minutes; GitLab's as long as a job;
     /// a projected token of Kubernetes is renewed within the hour.
     pub fn default_max_age_s(self) -> i64 {
@@ -260,5 +266,14 @@ mod tests {
         assert!(!anchored(Oidc, Some("user:*"), &[]));
         assert!(!anchored(Oidc, Some("https://*/*"), &[("email_verified", "true")]));
         assert!(!anchored(Oidc, None, &[]));
+    }
+
+    #[test]
+    fn the_url_of_a_ready_made_kind_is_known_however_it_ends() {
+        assert_eq!(IssuerKind::of_url("https://gitlab.com//"), Some(IssuerKind::GitlabCi));
+        assert_eq!(IssuerKind::of_url("https://Token.actions.githubusercontent.com"), Some(IssuerKind::GithubActions));
+        for other in ["https://gitlab.acme.internal", "https://gitlab.com/acme", "https://gitlab.com.test", ""] {
+            assert_eq!(IssuerKind::of_url(other), None, "{other}");
+        }
     }
 }

@@ -27,7 +27,7 @@ impl Check {
         });
         let default_url = kind.and_then(IssuerKind::default_url).map(ToOwned::to_owned);
         let url = match text.url.clone().or(default_url) {
-            Some(url) => self.https(&field("url"), &url),
+            Some(url) => self.https(&field("url"), &url).and_then(|url| self.of_its_kind(&field("url"), kind, url)),
             None => self.refuse(&field("url"), "is missing: the `iss` of its tokens, such as https://issuer.example"),
         };
         let keys = match (&text.jwks_url, &text.jwks) {
@@ -158,6 +158,17 @@ impl Check {
         }
         let message = "is not an address such as https://issuer.example/path: https, without user, query and fragment";
         self.refuse(path, format!("`{}` {message}", shown(url)))
+    }
+
+    /// What a pattern must name follows from the kind: an issuer that signs for everyone can't be taken for another kind.
+    fn of_its_kind(&mut self, path: &str, kind: Option<IssuerKind>, url: String) -> Option<String> {
+        match IssuerKind::of_url(&url).filter(|known| kind.is_some_and(|kind| kind != *known)) {
+            Some(known) => {
+                let known = known.as_str();
+                self.refuse(path, format!("`{}` is the issuer of kind {known}: write `kind: {known}`", shown(&url)))
+            }
+            None => Some(url),
+        }
     }
 
     fn pinned(&mut self, path: &str, keys: &str) -> Option<String> {
