@@ -19,6 +19,9 @@ use crate::id::{AppGroupName, CeilingName};
 /// Most lines about one thing; the rest are counted.
 const MOST_LINES: usize = 50;
 
+/// Of a policy or ceiling in shadow mode, whatever it says.
+const ONLY_COUNTS: &str = "nobody gains or loses: it only counts what it would refuse";
+
 /// What a policy grants under the ceilings of a state, as far as it can be said without a caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Granted {
@@ -57,7 +60,7 @@ impl Granted {
 /// What a policy that is new means.
 pub(super) fn of_new_policy(policy: &Policy, after: &State) -> Vec<String> {
     if policy.shadow {
-        return vec!["nobody gains or loses: it only counts what it would refuse".to_owned()];
+        return vec![ONLY_COUNTS.to_owned()];
     }
     let granted = Granted::of(policy, after);
     let mut out: Vec<String> =
@@ -77,6 +80,9 @@ pub(super) fn of_removed_policy(policy: &Policy, before: &State) -> Vec<String> 
 
 /// What a policy that changes means.
 pub(super) fn of_changed_policy(old: &Policy, new: &Policy, before: &State, after: &State) -> Vec<String> {
+    if old.shadow && new.shadow {
+        return vec![ONLY_COUNTS.to_owned()];
+    }
     if old.app_group != new.app_group || old.shadow != new.shadow {
         let mut out = if old.shadow { Vec::new() } else { of_removed_policy(old, before) };
         out.extend(if new.shadow {
@@ -132,7 +138,7 @@ pub(super) fn of_changed_policy(old: &Policy, new: &Policy, before: &State, afte
 /// What ceilings that come, change or go mean for policies that stay as they are.
 pub(super) fn of_ceiling(old: Option<&Ceiling>, new: Option<&Ceiling>, before: &State, after: &State) -> Vec<String> {
     if [old, new].into_iter().flatten().all(|ceiling| ceiling.shadow) {
-        return vec!["nobody gains or loses: it only counts what it would refuse".to_owned()];
+        return vec![ONLY_COUNTS.to_owned()];
     }
     let touched = |group: &AppGroupName| [old, new].into_iter().flatten().any(|ceiling| ceiling.holds_for(group));
     let mut out = Vec::new();
@@ -176,7 +182,8 @@ pub(super) fn of_issuer(old: Option<&Issuer>, new: Option<&Issuer>, after: &Stat
 
 /// What an app group that changes means.
 pub(super) fn of_apps(gained: &BTreeSet<String>, lost: &BTreeSet<String>, policies: &[Arc<Policy>]) -> Vec<String> {
-    let names: Vec<&str> = policies.iter().map(|policy| policy.name.as_str()).collect();
+    let granting = policies.iter().filter(|policy| !policy.shadow);
+    let names: Vec<&str> = granting.map(|policy| policy.name.as_str()).collect();
     let of = if names.is_empty() { "no policy yet".to_owned() } else { names.join(", ") };
     let gain = gained.iter().map(|app| format!("clients of {of} gain app {app}"));
     bounded(gain.chain(lost.iter().map(|app| format!("clients of {of} lose app {app}"))).collect())
@@ -304,3 +311,6 @@ fn bounded(mut lines: Vec<String>) -> Vec<String> {
     }
     lines
 }
+
+#[cfg(test)]
+mod tests;
