@@ -22,7 +22,8 @@ const MOST_LINES: usize = 50;
 /// Of a policy or ceiling in shadow mode, whatever it says.
 const ONLY_COUNTS: &str = "nobody gains or loses: it only counts what it would refuse";
 
-/// What a policy grants under the ceilings of a state, as far as it can be said without a caller.
+/// What a policy grants under the ceilings of a state, as far as it can be said without a caller. Where they leave no role
+/// there are no clients either: nobody gets anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Granted {
     roles: RoleSet,
@@ -53,6 +54,9 @@ impl Granted {
                 }
             }
         }
+        if out.roles.is_empty() {
+            out.clients.clear();
+        }
         out
     }
 }
@@ -64,7 +68,7 @@ pub(super) fn of_new_policy(policy: &Policy, after: &State) -> Vec<String> {
     }
     let granted = Granted::of(policy, after);
     let mut out: Vec<String> =
-        policy.clients.iter().map(|client| format!("{client} gains {}", grants(policy, &granted))).collect();
+        granted.clients.iter().map(|client| format!("{client} gains {}", grants(policy, &granted))).collect();
     out.extend(narrowed(policy, after));
     bounded(out)
 }
@@ -75,7 +79,10 @@ pub(super) fn of_removed_policy(policy: &Policy, before: &State) -> Vec<String> 
         return vec!["nobody gains or loses: it only counted".to_owned()];
     }
     let granted = Granted::of(policy, before);
-    bounded(policy.clients.iter().map(|client| format!("{client} loses {}", grants(policy, &granted))).collect())
+    if granted.clients.is_empty() {
+        return vec!["nobody loses anything: ceilings left nothing of it".to_owned()];
+    }
+    bounded(granted.clients.iter().map(|client| format!("{client} loses {}", grants(policy, &granted))).collect())
 }
 
 /// What a policy that changes means.
@@ -94,10 +101,13 @@ pub(super) fn of_changed_policy(old: &Policy, new: &Policy, before: &State, afte
     }
     let (was, is) = (Granted::of(old, before), Granted::of(new, after));
     let mut out = Vec::new();
-    let names = |patterns: &[ClientPattern]| patterns.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
-    let (old_clients, new_clients) = (names(&old.clients), names(&new.clients));
-    out.extend(new_clients.difference(&old_clients).map(|client| format!("{client} gains {}", grants(new, &is))));
-    out.extend(old_clients.difference(&new_clients).map(|client| format!("{client} loses {}", grants(old, &was))));
+    out.extend(is.clients.difference(&was.clients).map(|client| format!("{client} gains {}", grants(new, &is))));
+    out.extend(was.clients.difference(&is.clients).map(|client| format!("{client} loses {}", grants(old, &was))));
+    // Of those who had something and have something, more or less.
+    if was.clients.is_disjoint(&is.clients) {
+        out.extend(narrowed(new, after));
+        return bounded(out);
+    }
     out.extend(changes("its clients", &was, &is));
     let mut loses = |lost: bool, gain: &str, loss: &str| out.push(if lost { loss } else { gain }.to_owned());
     if old.operations != new.operations || old.features != new.features {
@@ -147,7 +157,13 @@ pub(super) fn of_ceiling(old: Option<&Ceiling>, new: Option<&Ceiling>, before: &
             continue;
         }
         let (was, is) = (Granted::of(policy, before), Granted::of(policy, after));
-        out.extend(changes(&format!("clients of policy {}", policy.name), &was, &is));
+        let whose = format!("clients of policy {}", policy.name);
+        if !(was.clients.is_empty() && is.clients.is_empty()) {
+            out.extend(changes(&whose, &was, &is));
+        }
+        let only = |one: &Granted, other: &Granted| one.clients.difference(&other.clients).cloned().collect::<Vec<_>>();
+        out.extend(only(&was, &is).iter().map(|client| format!("{whose}: {client} loses everything")));
+        out.extend(only(&is, &was).iter().map(|client| format!("{whose}: {client} gains it back")));
     }
     let approval = |ceiling: Option<&Ceiling>| ceiling.is_some_and(|ceiling| ceiling.require_approval);
     match (approval(old), approval(new)) {
@@ -256,18 +272,6 @@ fn changes(whose: &str, was: &Granted, is: &Granted) -> Vec<String> {
         (false, true) => out.push(format!("{whose} gain team keys")),
         _ => {}
     }
-    out.extend(
-        was.clients
-            .difference(&is.clients)
-            .filter(|_| whose != "its clients")
-            .map(|client| format!("{whose}: {client} loses everything")),
-    );
-    out.extend(
-        is.clients
-            .difference(&was.clients)
-            .filter(|_| whose != "its clients")
-            .map(|client| format!("{whose}: {client} gains it back")),
-    );
     out
 }
 
@@ -279,8 +283,8 @@ fn grants(policy: &Policy, granted: &Granted) -> String {
         (false, false) => format!(", only {reads}"),
         (false, true) => format!(", by agreement for {reads}"),
     };
-    let roles = if granted.roles.is_empty() { "no role at all".to_owned() } else { granted.roles.to_string() };
-    format!("{roles} on {} for at most {}s{what}, {}", policy.app_group, granted.max_ttl_s, when(policy))
+    let Granted { roles, max_ttl_s, .. } = granted;
+    format!("{roles} on {} for at most {max_ttl_s}s{what}, {}", policy.app_group, when(policy))
 }
 
 fn reads(policy: &Policy) -> BTreeSet<String> {

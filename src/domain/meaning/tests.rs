@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::app_group::AppGroup;
+use crate::domain::ceiling::Callers;
 use crate::domain::change::{Change, Object, ObjectName};
 use crate::domain::decide::tests::{apps, base, group_name, policy, put, state};
 use crate::domain::plan::steps_of;
@@ -44,7 +45,7 @@ fn nobody_gains_or_loses_by_a_policy_that_only_counts() {
     assert_eq!(means(remove(&counting), &before), ["nobody gains or loses: it only counted"]);
     // Where it comes to grant, somebody does.
     let said = means(put(Policy { shadow: false, ..wider }), &before);
-    assert!(said.len() == 2 && said[1].starts_with("spiffe://acme/cd gains ADMIN, DEVELOPER"), "{said:?}");
+    assert!(said.len() == 2 && said[0].starts_with("spiffe://acme/cd gains ADMIN, DEVELOPER"), "{said:?}");
     let said = means(put(counting), &world(vec![put(policy("counting", DEV))]));
     assert!(said[0].starts_with("spiffe://acme/ci loses DEVELOPER"), "{said:?}");
     assert_eq!(said[1], "from now on it only counts what it would refuse");
@@ -59,4 +60,58 @@ fn apps_come_and_go_for_the_clients_of_policies_that_grant() {
     let said = means(moved(), &world(vec![put(policy("granting", DEV)), put(counting.clone())]));
     assert_eq!(said, ["clients of granting gain app 333", "clients of granting lose app 222"]);
     assert_eq!(means(moved(), &world(vec![put(counting)]))[0], "clients of no policy yet gain app 333");
+}
+
+/// Only callers of `acme` that are named so, and nobody as FINANCE.
+fn narrow() -> Change {
+    let callers = Callers { clients: vec![spiffe("spiffe://acme/ci")], ..Callers::default() };
+    let never_roles = [Role::Finance].into_iter().collect();
+    let ceiling = Ceiling {
+        name: CeilingName::parse("narrow").unwrap(),
+        app_groups: None,
+        max_ttl_s: None,
+        never_roles,
+        callers,
+        require_scope: false,
+        no_team_keys: false,
+        require_approval: false,
+        shadow: false,
+    };
+    Change::DocumentApplied { put: vec![Object::Ceiling(Arc::new(ceiling))], removed: vec![] }
+}
+
+#[test]
+fn whom_a_ceiling_gives_nothing_neither_gains_nor_loses() {
+    use Role::{Developer, Finance};
+    let both = vec![spiffe("spiffe://acme/ci"), spiffe("spiffe://acme/cd")];
+    let mixed = Policy { clients: both, ..policy("mixed", &[Developer, Finance]) };
+    let theirs = Policy { clients: vec![spiffe("spiffe://acme/cd")], ..policy("mixed", &[Developer]) };
+    let finance = policy("mixed", &[Finance]);
+    let (no_cd, no_finance) =
+        ("ceiling narrow narrows it: spiffe://acme/cd gets nothing", "ceiling narrow narrows it: nobody gets FINANCE");
+    let ci = |verb: &str| format!("spiffe://acme/ci {verb} DEVELOPER on games for at most 600s, at any time");
+    let with = |policy: &Policy| world(vec![narrow(), put(policy.clone())]);
+    let none = world(vec![narrow()]);
+    // New.
+    assert_eq!(means(put(mixed.clone()), &none), [&ci("gains"), no_finance, no_cd]);
+    assert_eq!(means(put(finance.clone()), &none), [no_finance]);
+    assert_eq!(means(put(theirs.clone()), &none), [no_cd]);
+    // Gone.
+    let nobody = "nobody loses anything: ceilings left nothing of it";
+    assert_eq!(means(remove(&mixed), &with(&mixed)), [ci("loses")]);
+    assert_eq!(means(remove(&finance), &with(&finance)), [nobody]);
+    assert_eq!(means(remove(&theirs), &with(&theirs)), [nobody]);
+    // Changed.
+    assert_eq!(means(put(mixed.clone()), &with(&theirs)), [&ci("gains"), no_finance, no_cd]);
+    assert_eq!(means(put(theirs.clone()), &with(&mixed)), [&ci("loses"), no_cd]);
+    let longer = |policy: &Policy| put(Policy { max_ttl_s: 900, quota: None, ..policy.clone() });
+    assert_eq!(means(longer(&theirs), &with(&theirs)), [no_cd]);
+    assert_eq!(means(longer(&finance), &with(&finance)), [no_finance]);
+    let said = means(longer(&mixed), &with(&mixed));
+    assert_eq!(said, ["its clients gain longer tokens: at most 900s, before 600s", no_finance, no_cd]);
+    // A ceiling that takes nothing from anybody who has something.
+    assert_eq!(means(narrow(), &world(vec![put(policy("p", &[Developer]))])), ["no policy is affected"]);
+    let said = means(narrow(), &world(vec![put(finance)]));
+    let all = ["clients of policy mixed lose FINANCE", "clients of policy mixed: spiffe://acme/ci loses everything"];
+    assert_eq!(said, all);
 }
