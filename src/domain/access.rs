@@ -156,10 +156,15 @@ fn sorted(mut all: Vec<Access>) -> Vec<Access> {
 
 /// The life that the longest request gets.
 fn longest(terms: &Terms<'_>, now: UnixMillis) -> i64 {
-    // INVARIANT (P8): longer than the ordinary limit only where the policy grants a read that may live so long.
-    let long = reads(terms.policy, terms.group).any(|read| apple::may_live_long(&read));
-    let most = if long { apple::LONGEST_SCOPED_TTL_S } else { apple::LONGEST_TTL_S };
+    let most = longest_by_apple(terms.policy, terms.group);
     terms.max_ttl_s.min(most).min(terms.ends_at.saturating_sub(now.seconds()))
+}
+
+/// What Apple's limit leaves of the life of any token under the policy, in seconds.
+pub(super) fn longest_by_apple(policy: &Policy, group: &AppGroup) -> i64 {
+    // INVARIANT (P8): longer than the ordinary limit only where the policy grants a read that may live so long.
+    let long = reads(policy, group).any(|read| apple::may_live_long(&read));
+    if long { apple::LONGEST_SCOPED_TTL_S } else { apple::LONGEST_TTL_S }
 }
 
 /// Whether there is a time from now on at which the policy is in force, where somebody opens it.

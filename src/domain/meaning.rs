@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::access::longest_by_apple;
+use super::apple;
 use super::ceiling::Ceiling;
 use super::issuer::Issuer;
 use super::operator::Operator;
@@ -37,7 +39,7 @@ impl Granted {
     fn of(policy: &Policy, state: &State) -> Self {
         let mut out = Self {
             roles: policy.roles,
-            max_ttl_s: policy.max_ttl_s,
+            max_ttl_s: longest_alone(policy, state),
             needs_scope: policy.needs_scope(),
             clients: policy.clients.iter().map(ToString::to_string).collect(),
             team_keys: true,
@@ -59,6 +61,13 @@ impl Granted {
         }
         out
     }
+}
+
+/// The longest life of a token under the policy without any ceiling, in seconds: what it says, or what Apple takes.
+fn longest_alone(policy: &Policy, state: &State) -> i64 {
+    // Apple takes that for every scope: there is no need to look at each read.
+    let group = state.app_groups().get(&policy.app_group).filter(|_| policy.max_ttl_s > apple::LONGEST_TTL_S);
+    group.map_or(policy.max_ttl_s, |group| longest_by_apple(policy, group).min(policy.max_ttl_s))
 }
 
 /// What a policy that is new means.
@@ -229,11 +238,12 @@ pub(super) fn of_operator(old: Option<&Operator>, new: Option<&Operator>) -> Vec
 pub fn narrowed(policy: &Policy, state: &State) -> Vec<String> {
     let mut out = Vec::new();
     let by = |name: &CeilingName| format!("ceiling {name} narrows it");
+    let longest = longest_alone(policy, state);
     for bounds in state.bounds_of(&policy.app_group) {
         for role in policy.roles.iter() {
             out.extend(bounds.forbids_role(role).map(|name| format!("{}: nobody gets {role}", by(name))));
         }
-        if let Some((most, name)) = bounds.max_ttl().filter(|(most, _)| *most < policy.max_ttl_s) {
+        if let Some((most, name)) = bounds.max_ttl().filter(|(most, _)| *most < longest) {
             out.push(format!("{}: tokens live {most}s at most", by(name)));
         }
         if let Some(name) = bounds.requires_scope().filter(|_| !policy.needs_scope()) {

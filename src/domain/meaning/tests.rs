@@ -5,6 +5,7 @@ use crate::domain::app_group::AppGroup;
 use crate::domain::ceiling::Callers;
 use crate::domain::change::{Change, Object, ObjectName};
 use crate::domain::decide::tests::{apps, base, group_name, policy, put, state};
+use crate::domain::operation::OperationTemplate;
 use crate::domain::plan::steps_of;
 use crate::domain::role::Role;
 use crate::id::AccountName;
@@ -114,4 +115,44 @@ fn whom_a_ceiling_gives_nothing_neither_gains_nor_loses() {
     let said = means(narrow(), &world(vec![put(finance)]));
     let all = ["clients of policy mixed lose FINANCE", "clients of policy mixed: spiffe://acme/ci loses everything"];
     assert_eq!(said, all);
+}
+
+/// What the broker signs, and access lists say: a minute of Apple's 20 is backdating, and one is kept free.
+#[test]
+fn a_life_that_is_never_signed_is_not_told() {
+    let read = |text: &str| vec![OperationTemplate::parse(text).unwrap()];
+    let reviews = Policy { operations: read("GET /v1/apps/{app}/customerReviews"), ..policy("p", DEV) };
+    let runs = Policy { operations: read("GET /v1/ciBuildRuns/7"), ..policy("p", DEV) };
+    let lives = |policy: &Policy, max_ttl_s: i64| Policy { max_ttl_s, ..policy.clone() };
+    let new = |policy: Policy| means(put(policy), &world(vec![])).remove(0);
+    assert!(new(lives(&reviews, 1200)).contains("for at most 1080s, only GET"));
+    assert!(new(lives(&runs, 1200)).contains("for at most 1200s, only GET"));
+    assert!(new(lives(&runs, 86_400 * 180)).contains("for at most 15551880s"));
+    // 20 minutes and 19 are the same 18, but for reads that may live longer.
+    let changed =
+        |policy: &Policy, from: i64, to: i64| means(put(lives(policy, to)), &world(vec![put(lives(policy, from))]));
+    assert_eq!(changed(&reviews, 1200, 1140), Vec::<String>::new());
+    assert_eq!(changed(&reviews, 1200, 900), ["its clients lose longer tokens: at most 900s, before 1080s"]);
+    assert_eq!(changed(&runs, 1200, 1140), ["its clients lose longer tokens: at most 1140s, before 1200s"]);
+    // Nor does a ceiling take it.
+    let over = |max_ttl_s: i64| {
+        let Change::DocumentApplied { put, .. } = narrow() else { panic!("a change of documents") };
+        let Some(Object::Ceiling(ceiling)) = put.first() else { panic!("a ceiling") };
+        let ceiling = Ceiling {
+            max_ttl_s: Some(max_ttl_s),
+            never_roles: RoleSet::default(),
+            callers: Callers::default(),
+            ..(**ceiling).clone()
+        };
+        Change::DocumentApplied { put: vec![Object::Ceiling(Arc::new(ceiling))], removed: vec![] }
+    };
+    let twenty = lives(&reviews, 1200);
+    let before = world(vec![put(twenty.clone())]);
+    assert_eq!(means(over(1140), &before), ["no policy is affected"]);
+    assert_eq!(narrowed(&twenty, &world(vec![put(twenty.clone()), over(1140)])), Vec::<String>::new());
+    assert_eq!(means(over(600), &before), ["clients of policy p lose longer tokens: at most 600s, before 1080s"]);
+    assert_eq!(
+        narrowed(&twenty, &world(vec![put(twenty.clone()), over(600)])),
+        ["ceiling narrow narrows it: tokens live 600s at most"]
+    );
 }
