@@ -3,13 +3,14 @@
 //! Compared are the things themselves and, for policies, what they grant under the ceilings before and after: so a ceiling
 //! that comes, changes or goes says which policies it touches.
 
+mod issuers;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::access::longest_by_apple;
 use super::apple;
 use super::ceiling::Ceiling;
-use super::issuer::Issuer;
 use super::operator::Operator;
 use super::pattern::ClientPattern;
 use super::policy::Policy;
@@ -17,6 +18,7 @@ use super::role::RoleSet;
 use super::state::State;
 use crate::clock::UnixMillis;
 use crate::id::{AppGroupName, CeilingName};
+pub(super) use issuers::of_issuer;
 
 /// Most lines about one thing; the rest are counted.
 const MOST_LINES: usize = 50;
@@ -184,25 +186,6 @@ pub(super) fn of_ceiling(old: Option<&Ceiling>, new: Option<&Ceiling>, before: &
         out.push("no policy is affected".to_owned());
     }
     bounded(out)
-}
-
-/// What a trusted issuer that comes, changes or goes means.
-pub(super) fn of_issuer(old: Option<&Issuer>, new: Option<&Issuer>, after: &State) -> Vec<String> {
-    let Some(name) = old.or(new).map(|issuer| &issuer.name) else { return Vec::new() };
-    let uses = |policy: &&Arc<Policy>| policy.clients.iter().any(|pattern| pattern.issuer() == Some(name));
-    let policies: Vec<&str> = after.policies().values().filter(uses).map(|policy| policy.name.as_str()).collect();
-    let of = if policies.is_empty() { "no policy".to_owned() } else { format!("policies {}", policies.join(", ")) };
-    bounded(vec![match (old, new) {
-        (None, Some(issuer)) => {
-            format!(
-                "callers with tokens of {} are known as {}SUBJECT; {of} names them",
-                issuer.url,
-                name.client_prefix()
-            )
-        }
-        (Some(_), None) => format!("everyone whom it vouches for loses access; {of} names them"),
-        _ => format!("tokens that were verified under the old record are verified anew; {of} names its callers"),
-    }])
 }
 
 /// What an app group that changes means.

@@ -5,10 +5,12 @@ use crate::domain::app_group::AppGroup;
 use crate::domain::ceiling::Callers;
 use crate::domain::change::{Change, Object, ObjectName};
 use crate::domain::decide::tests::{apps, base, group_name, policy, put, state};
+use crate::domain::glob::ClaimGlob;
+use crate::domain::issuer::{Algorithm, Issuer, IssuerKeys, IssuerKind};
 use crate::domain::operation::OperationTemplate;
 use crate::domain::plan::steps_of;
 use crate::domain::role::Role;
-use crate::id::AccountName;
+use crate::id::{AccountName, IssuerName};
 
 const DEV: &[Role] = &[Role::Developer];
 
@@ -155,4 +157,88 @@ fn a_life_that_is_never_signed_is_not_told() {
         narrowed(&twenty, &world(vec![put(twenty.clone()), over(600)])),
         ["ceiling narrow narrows it: tokens live 600s at most"]
     );
+}
+
+fn corp() -> Issuer {
+    Issuer {
+        name: IssuerName::parse("corp").unwrap(),
+        kind: IssuerKind::Oidc,
+        url: "https://idp.test".to_owned(),
+        keys: IssuerKeys::Discovery,
+        audiences: ["a", "b"].map(ToOwned::to_owned).into(),
+        algorithms: [Algorithm::Es256, Algorithm::Rs256].into(),
+        leeway_s: 30,
+        max_age_s: 3600,
+        subject: None,
+        claims: serde_json::from_str(r#"{"hd": ["acme.internal"], "tier": ["gold", "silver"]}"#).unwrap(),
+    }
+}
+
+#[test]
+fn an_issuer_that_changes_says_whose_tokens_are_taken_and_whose_are_not() {
+    let trust = |issuer: &Issuer| Change::DocumentApplied {
+        put: vec![Object::Issuer(Arc::new(issuer.clone()))],
+        removed: vec![],
+    };
+    let change = |old: &Issuer, new: &Issuer| {
+        let said = means(trust(new), &world(vec![trust(old)]));
+        let first = "tokens that were verified under the old record are verified anew; no policy names its callers";
+        assert_eq!(said[0], first);
+        said[1..].to_vec()
+    };
+    let claims = |json: &str| serde_json::from_str(json).unwrap();
+    for (new, loses, back) in [
+        (
+            Issuer { audiences: ["b".to_owned()].into(), ..corp() },
+            "callers whose tokens are for a, and not for b, lose access",
+            "tokens for a are taken from now on",
+        ),
+        (
+            Issuer { algorithms: [Algorithm::Es256].into(), ..corp() },
+            "callers whose tokens are signed with RS256 lose access",
+            "tokens signed with RS256 are taken from now on",
+        ),
+        (
+            Issuer { max_age_s: 300, ..corp() },
+            "callers whose tokens are older than 300s (before, 3600s) lose access",
+            "tokens that are up to 3600s old (before, 300s) are taken from now on",
+        ),
+        (
+            Issuer { leeway_s: 5, ..corp() },
+            "callers whose clocks are more than 5s apart from the broker's (before, 30s) lose access",
+            "tokens by a clock up to 30s apart (before, 5s) are taken from now on",
+        ),
+        (
+            Issuer { subject: Some(ClaimGlob::parse("bot-*").unwrap()), ..corp() },
+            "callers whose subject is not bot-* lose access",
+            "tokens whose subject is not bot-* are taken from now on",
+        ),
+        (
+            Issuer { claims: claims(r#"{"hd": ["acme.internal"], "tier": ["gold"]}"#), ..corp() },
+            "callers whose claim tier is not gold lose access",
+            "tokens whose claim tier is gold or silver are taken from now on",
+        ),
+        (
+            Issuer {
+                claims: claims(r#"{"hd": ["acme.internal"], "tier": ["silver", "gold"], "new": ["x"]}"#),
+                ..corp()
+            },
+            "callers whose claim new is not x lose access",
+            "tokens whose claim new is not x are taken from now on",
+        ),
+    ] {
+        assert_eq!(change(&corp(), &new), [loses]);
+        assert_eq!(change(&new, &corp()), [back]);
+    }
+    let (ops, bots) = (ClaimGlob::parse("ops").unwrap(), ClaimGlob::parse("bot-*").unwrap());
+    let other = change(&Issuer { subject: Some(ops), ..corp() }, &Issuer { subject: Some(bots), ..corp() });
+    let both =
+        ["callers whose subject is not bot-* lose access", "tokens whose subject is bot-* are taken from now on"];
+    assert_eq!(other, both);
+    let moved = Issuer { url: "https://new.test".to_owned(), ..corp() };
+    let lost = "callers whose tokens are of https://idp.test, and not of https://new.test, lose access";
+    assert_eq!(change(&corp(), &moved), [lost]);
+    let pinned = Issuer { keys: IssuerKeys::JwksUrl("https://idp.test/keys".to_owned()), ..corp() };
+    let lost = "callers whose tokens are signed with a key that is not among those it names now lose access";
+    assert_eq!(change(&corp(), &pinned), [lost]);
 }
