@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::app_group::AppGroup;
+use super::decide::{passed_over, routing};
 use super::feature::Access;
-use super::key::{AppAccess, Key, KeyKind, KeyState};
+use super::key::{AppAccess, Key, KeyKind};
 use super::operation::{Operation, OperationTemplate};
 use super::policy::Policy;
 use super::quota::Quota;
@@ -139,20 +140,22 @@ fn app_group_of(policy: &Policy, state: &State) -> Enforcement {
         let text = "every granted read names an app of the group, and every token must have a scope";
         return entry("app_group", EnforcedBy::AppleScope, text);
     }
-    let group = state.app_groups().get(&policy.app_group);
-    let never = state
-        .bounds_of(&policy.app_group)
-        .fold(super::role::RoleSet::default(), |roles, bounds| roles.union(bounds.never_roles()));
-    let mut keys = state
-        .keys_of(&policy.app_group)
-        .iter()
-        .filter(|key| key.state == KeyState::Active && key.roles.is_subset_of(policy.roles.without(never)));
-    let confined = |key: &&std::sync::Arc<Key>| group.is_some_and(|group| key.is_confined_to(&group.apps));
-    let mut some = keys.clone().peekable();
-    if some.peek().is_some() && keys.all(|key| confined(&key)) {
-        let text = "every key that can sign now is an individual one, whose user's apps (as declared) lie within the group; \
-                    a team key imported later would change that";
-        return entry("app_group", EnforcedBy::AppleIndividualAccess, text);
+    if let Some(group) = state.app_groups().get(&policy.app_group) {
+        // The keys that a decision takes, for any role that is granted.
+        let (roles, team_keys) = routing(policy.roles, &policy.app_group, state);
+        let signs =
+            |key: &Key| roles.iter().any(|role| passed_over(key, role, roles, team_keys.is_ok(), group).is_none());
+        let mut keys = state.keys_of(&policy.app_group).iter().filter(|key| signs(key)).peekable();
+        if keys.peek().is_some() && keys.all(|key| key.is_confined_to(&group.apps)) {
+            let later = match team_keys {
+                Ok(()) => "a team key imported later would change that".to_owned(),
+                Err(ceiling) => format!("ceiling {ceiling} allows no team key there"),
+            };
+            let text = format!(
+                "every key that can sign now is an individual one, whose user's apps (as declared) lie within the group; {later}"
+            );
+            return entry("app_group", EnforcedBy::AppleIndividualAccess, text);
+        }
     }
     entry(
         "app_group",

@@ -312,6 +312,17 @@ async fn what_nobody_enforces_is_refused_where_that_is_asked_for() {
         proto::ImportKeyRequest { roles: vec![proto::Role::Developer.into()], ..import("TEAMKEY234", &new_p8()) };
     operator.import(&team).await.unwrap();
     assert_eq!(json_as(&broker, OPERATOR, &refuse, &policy("")).await.1["reason"], "ADVISORY_LIMITS");
+    // Nor is there where a ceiling lets none of the team keys sign: in the same document, and as the policy is shown.
+    let own = "ceilings: [{ name: own, app_groups: [games], no_team_keys: true }]\n";
+    let (code, planned) = json_as(&broker, OPERATOR, &refuse, &format!("{own}{}", policy(""))).await;
+    assert_eq!(code, 0, "{planned:#}");
+    operator.apply(ceilings(vec![proto::Ceiling { no_team_keys: true, ..ceiling("own") }])).await.unwrap();
+    assert_eq!(json_as(&broker, OPERATOR, &["apply", "-f", "-", "--refuse-advisory"], &policy("")).await.0, 0);
+    let shown =
+        operator.policy.get_policy(proto::GetPolicyRequest { name: "p".to_owned() }).await.unwrap().into_inner();
+    let limit = shown.enforced_by.iter().find(|it| it.limit == "app_group").unwrap();
+    assert_eq!(limit.enforced_by(), proto::EnforcedBy::AppleIndividualAccess);
+    assert!(limit.explanation.ends_with("ceiling own allows no team key there"), "{}", limit.explanation);
     broker.stop().await;
 }
 
