@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::app_group::AppGroup;
 use super::decide::{passed_over, routing};
-use super::feature::Access;
+use super::feature::{self, Access};
 use super::key::{AppAccess, Key, KeyKind};
 use super::operation::{Operation, OperationTemplate};
 use super::policy::Policy;
@@ -90,7 +90,7 @@ pub(super) fn of_token(key: &Key, group: &AppGroup, policy: &Policy, scope: &[Op
         },
     ];
     if !policy.features.is_empty() {
-        out.push(features(policy, has_scope));
+        out.push(if has_scope { features_of_scope(scope, policy, group) } else { features_without_scope(policy) });
     }
     out
 }
@@ -119,7 +119,14 @@ pub fn of_policy(policy: &Policy, state: &State) -> Vec<Enforcement> {
         },
     ];
     if !policy.features.is_empty() {
-        out.push(features(policy, needs_scope(policy, state)));
+        out.push(if needs_scope(policy, state) {
+            let operations = if policy.operations.is_empty() { "" } else { " and the policy's operations" };
+            let text =
+                format!("every token must have a scope that names only reads of these features{operations}; Apple refuses the rest");
+            entry("features", EnforcedBy::AppleScope, text)
+        } else {
+            features_without_scope(policy)
+        });
     }
     if policy.quota.as_ref().is_some_and(Quota::is_bounded) {
         let text = "the broker counts the tokens that it hands out to each client; nobody counts what their bearers do with them";
@@ -165,14 +172,26 @@ fn app_group_of(policy: &Policy, state: &State) -> Enforcement {
     )
 }
 
-/// Features: reads are a check of the scope, and writes an agreement.
-fn features(policy: &Policy, has_scope: bool) -> Enforcement {
+/// The features of one token's scope, each read of which the policy grants by a feature or by an operation.
+fn features_of_scope(scope: &[Operation], policy: &Policy, group: &AppGroup) -> Enforcement {
+    let by_feature =
+        |entry: &&Operation| feature::is_granted(&policy.features, entry) && !entry.names_other_apps(&group.apps);
+    let text = match scope.iter().filter(by_feature).count() {
+        all if all == scope.len() => "the token's scope names only reads of these features; Apple refuses the rest",
+        0 => {
+            "the token's scope names no reads of these features, only operations of the policy; Apple refuses the rest"
+        }
+        _ => {
+            "the token's scope names only reads of these features and operations of the policy; Apple refuses the rest"
+        }
+    };
+    entry("features", EnforcedBy::AppleScope, text)
+}
+
+/// The features of tokens without a scope: writes are an agreement.
+fn features_without_scope(policy: &Policy) -> Enforcement {
     let writes: Vec<String> =
         policy.features.iter().filter(|grant| grant.access == Access::Write).map(ToString::to_string).collect();
-    if has_scope {
-        let text = "every token must have a scope that names only reads of these features; Apple refuses the rest";
-        return entry("features", EnforcedBy::AppleScope, text);
-    }
     let what = if writes.is_empty() { "its features".to_owned() } else { writes.join(", ") };
     let text = format!(
         "Apple's scope takes reads only, so a token for {what} has none: its bearer is asked to keep to the features, and \
@@ -190,3 +209,6 @@ fn reach(key: &Key) -> &'static str {
         KeyKind::Individual { .. } => "the individual key's user reaches apps outside the group",
     }
 }
+
+#[cfg(test)]
+mod tests;
