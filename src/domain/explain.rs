@@ -93,7 +93,7 @@ pub fn explain(request: &TokenRequest, state: &State, now: UnixMillis) -> Explan
     let nearest = permit.map(|permit| &permit.policy().name).or(denial.and_then(|denial| denial.policy.as_ref()));
     let nearest = nearest.and_then(|name| state.policies().get(name));
     let mut considered = policies::considered(request, permit, state, now);
-    considered.extend(ceilings::considered(request, denial, state));
+    considered.extend(ceilings::considered(request, &decision, state));
     Explanation {
         path: path::path(request, &decision, state, now),
         considered,

@@ -1,24 +1,38 @@
-//! Each ceiling over the app group: whether it alone stands in the way of the request.
+//! Each ceiling over the app group: whether it alone stands in the way of the request. One that only counts is asked of what
+//! it counted, where the request is granted: that is decided with it beside those in force.
 
 use std::sync::Arc;
 
 use super::{Considered, listed};
 use crate::domain::ceiling::{Bounds, Ceiling};
-use crate::domain::decide::{Denial, DenyReason, TokenRequest, has_individual_keys, passed_over};
+use crate::domain::decide::{Denial, DenyReason, Permit, Shadow, TokenRequest, has_individual_keys, passed_over};
 use crate::domain::role::{Role, RoleSet};
 use crate::domain::state::State;
 
 /// Each ceiling over the group, by name.
-pub(super) fn considered(request: &TokenRequest, denial: Option<&Denial>, state: &State) -> Vec<Considered> {
+pub(super) fn considered(request: &TokenRequest, decision: &Result<Permit, Denial>, state: &State) -> Vec<Considered> {
     let ceilings = state.ceilings().values().filter(|ceiling| ceiling.holds_for(&request.app_group));
-    ceilings.map(|ceiling| one(ceiling, request, denial, state)).collect()
+    ceilings.map(|ceiling| one(ceiling, request, decision, state)).collect()
 }
 
-fn one(ceiling: &Arc<Ceiling>, request: &TokenRequest, denial: Option<&Denial>, state: &State) -> Considered {
-    // What it keeps from the policy that came nearest it may not keep from every policy, and is in the way all the same.
-    let named = denial.filter(|denial| denial.ceiling.as_ref() == Some(&ceiling.name)).map(|denial| denial.reason);
-    let forbids = forbids(ceiling, request, state).or(named);
-    let what = forbids.map(|reason| words(reason, ceiling, request));
+fn one(ceiling: &Arc<Ceiling>, request: &TokenRequest, decision: &Result<Permit, Denial>, state: &State) -> Considered {
+    let alone = forbids(ceiling, request, state);
+    let forbids = match decision {
+        Ok(permit) if ceiling.shadow => {
+            let counted = |it: &&Shadow| it.kind == "ceiling" && it.name == ceiling.name.as_str();
+            permit.shadows().iter().find(counted).map(|it| it.reason)
+        }
+        Ok(_) => alone,
+        // What it keeps from the policy that came nearest it may not keep from every policy, and is in the way all the same.
+        Err(denial) => alone.or_else(|| (denial.ceiling.as_ref() == Some(&ceiling.name)).then_some(denial.reason)),
+    };
+    let what = forbids.map(|reason| match reason {
+        // By itself it would leave other keys, and other policies that grant them.
+        DenyReason::TeamKeyOverCeiling | DenyReason::KeyExceedsPolicy if ceiling.shadow && alone != forbids => {
+            "beside what policies grant and other ceilings leave, it would leave no key".to_owned()
+        }
+        reason => words(reason, ceiling, request),
+    });
     let (reason, explanation) = match (ceiling.shadow, forbids.zip(what)) {
         (true, Some((reason, what))) => {
             (None, format!("it only counts: it would refuse this ({reason}), as {what}", reason = reason.as_str()))

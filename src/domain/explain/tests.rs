@@ -1,6 +1,7 @@
 //! Explanations, as examples; `properties` has what holds of all of them.
 
 mod properties;
+mod shadows;
 
 use super::*;
 use crate::domain::app_group::AppGroup;

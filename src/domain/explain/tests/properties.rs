@@ -76,7 +76,7 @@ prop_compose! {
 
 prop_compose! {
     /// Everything that can stand in the way, and a request that some of it stands in the way of.
-    fn any_world()(
+    pub(super) fn any_world()(
         policies in prop::collection::vec(any_policy(), 0..6),
         ceilings in prop::collection::vec(any_ceiling(), 0..3),
         keys in prop::collection::vec(any_key(), 0..7),
