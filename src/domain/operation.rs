@@ -109,9 +109,12 @@ impl Operation {
     /// Whether the read names an app that is not one of these.
     pub fn names_other_apps(&self, apps: &BTreeSet<AppId>) -> bool {
         let is_other = |id: &str| !apps.iter().any(|app| app.as_str() == id);
-        let by_path = self.path.split('/').nth(2) == Some("apps") && self.path.split('/').nth(3).is_some_and(is_other);
-        let filters = self.query.iter().filter_map(|pair| pair.strip_prefix("filter[app]="));
-        by_path || filters.flat_map(|ids| ids.split(',')).any(is_other)
+        let mut segments = self.path.split('/').skip(2);
+        let of_apps = segments.next() == Some("apps");
+        let app = segments.next().filter(|_| of_apps);
+        let filters = self.query.iter().filter_map(|pair| pair.strip_prefix("filter[")?.split_once("]="));
+        let of_apps = filters.filter(|(name, _)| names_apps(name) || (of_apps && app.is_none() && *name == "id"));
+        app.is_some_and(is_other) || of_apps.flat_map(|(_, ids)| ids.split(',')).any(is_other)
     }
 
     fn has_placeholder(&self) -> bool {
@@ -196,6 +199,13 @@ impl fmt::Display for OperationTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Whether a filter's values are ids of apps: `app` of most lists, `apps` of testers, `visibleApps` of users, or one of these
+/// of something that a list relates to.
+fn names_apps(filter: &str) -> bool {
+    let last = filter.rsplit('.').next().unwrap_or_default();
+    ["app", "apps", "visibleApps"].iter().any(|name| last.eq_ignore_ascii_case(name))
 }
 
 fn is_path(path: &str) -> bool {
@@ -290,6 +300,35 @@ mod tests {
         assert!(wanted("GET /v1/builds?filter[app]=111").is_confined_to(&apps));
         assert!(!wanted("GET /v1/builds?filter[app]=111,333").is_confined_to(&apps));
         assert!(!wanted("GET /v1/apps").is_confined_to(&apps));
+    }
+
+    #[test]
+    fn an_app_is_named_by_path_and_by_every_filter_of_apps() {
+        let apps: BTreeSet<_> = ["111", "222"].iter().filter_map(|id| AppId::parse(id).ok()).collect();
+        let names_other = |text: &str| Operation::parse(text).unwrap().names_other_apps(&apps);
+        for other in [
+            "GET /v1/apps/999/builds",
+            "GET /v2/apps/999",
+            "GET /v1/builds?filter[app]=111,999",
+            "GET /v1/betaTesters?filter[apps]=999",
+            "GET /v1/users?filter[visibleApps]=111,999",
+            "GET /v1/apps?filter[id]=999",
+            "GET /v1/builds?filter[version]=999&filter[preReleaseVersion.app]=999",
+            "GET /v1/builds?filter[APP]=999",
+            "GET /v1/apps/111/builds?filter[app]=999",
+        ] {
+            assert!(names_other(other), "{other}");
+        }
+        for own in [
+            "GET /v1/apps/111/builds?filter[id]=999",
+            "GET /v1/betaTesters?filter[apps]=111,222",
+            "GET /v1/users?filter[visibleApps]=222&filter[roles]=ADMIN",
+            "GET /v1/apps?filter[id]=111",
+            "GET /v1/builds?filter[id]=999&filter[version]=999&fields[apps]=name",
+            "GET /v1/betaTesters/999/apps",
+        ] {
+            assert!(!names_other(own), "{own}");
+        }
     }
 
     #[test]

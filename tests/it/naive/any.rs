@@ -42,7 +42,7 @@ const FEATURES: [&str; 9] = [
     "builds:write",
 ];
 
-const SCOPES: [&str; 27] = [
+const SCOPES: [&str; 32] = [
     "GET /v1/apps",
     "GET /v1/apps?limit=5&sort=name",
     "GET /v1/apps?fields[apps]=name&filter[bundleId]=a",
@@ -56,6 +56,11 @@ const SCOPES: [&str; 27] = [
     "GET /v1/builds?filter[app]=111",
     "GET /v1/builds?filter[app]=999",
     "GET /v1/builds?filter[app]=111,999",
+    "GET /v1/betaTesters?filter[apps]=111",
+    "GET /v1/betaTesters?filter[apps]=999",
+    "GET /v1/users?filter[visibleApps]=111,999",
+    "GET /v1/apps?filter[id]=111",
+    "GET /v1/apps?filter[id]=999",
     "GET /v1/builds/5/betaGroups",
     "GET /v1/betaGroups/7/betaTesters",
     "GET /v1/betaGroups/7/builds",

@@ -71,8 +71,14 @@ fn is_of_features(policy: &Policy, (path, query): &(String, Vec<String>), apps: 
     }
     // An entry that names an app names one of the group's.
     let named_in_path = (parts[2] == "apps").then(|| parts.get(3)).flatten().map(|app| (*app).to_owned());
-    let named_in_query =
-        query.iter().filter_map(|pair| pair.strip_prefix("filter[app]=")).flat_map(|ids| ids.split(','));
+    let of_apps = |pair: &&String| {
+        let name = pair.split(']').next().unwrap();
+        let related = [".app", ".apps", ".visibleApps"].iter().any(|it| name.ends_with(it));
+        related
+            || ["filter[app", "filter[apps", "filter[visibleApps"].contains(&name)
+            || (name == "filter[id" && parts.len() == 3 && parts[2] == "apps")
+    };
+    let named_in_query = query.iter().filter(of_apps).flat_map(|pair| pair.split_once('=').unwrap().1.split(','));
     named_in_path.into_iter().chain(named_in_query.map(ToOwned::to_owned)).all(|app| apps.contains(&app))
 }
 
