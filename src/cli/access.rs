@@ -57,11 +57,14 @@ impl List {
     }
 }
 
-/// `NAME=VALUE`, each.
+/// Claims of an imagined caller, `NAME=VALUE` each; `explain` takes them, too.
 pub(super) fn claims(texts: &[String]) -> Result<HashMap<String, proto::ClaimValues>, CliError> {
     let mut out: HashMap<String, proto::ClaimValues> = HashMap::new();
     for text in texts {
-        let wrong = || CliError::usage(format!("--claim `{}` is not NAME=VALUE", crate::id::shown(text)));
+        let wrong = || {
+            let text = crate::id::shown(text);
+            CliError::usage(format!("--claim `{text}` is not NAME=VALUE, such as repository_id=42"))
+        };
         let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
         out.entry(name.to_owned()).or_default().values.push(value.to_owned());
     }

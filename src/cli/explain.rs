@@ -1,18 +1,16 @@
 //! `explain`: why a request is granted or refused, or was; and, for a refusal, what would change that.
 
-use std::collections::HashMap;
-
 use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 
 use super::Connection;
+use super::access::claims;
 use super::error::CliError;
 use super::output::{Printer, enforcement_json, table, time, time_text};
 use super::token::{role, ttl};
 use crate::grpc::proto;
 use crate::grpc::proto::explain_request::What;
 use crate::grpc::proto::policy_service_client::PolicyServiceClient;
-use crate::id::shown;
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("what").required(true).args(["decision_id", "client"])))]
@@ -64,17 +62,9 @@ impl Explain {
 
 impl Imagined {
     fn message(self) -> Result<proto::ImaginedRequest, CliError> {
-        let mut claims: HashMap<String, proto::ClaimValues> = HashMap::new();
-        for claim in &self.claim {
-            let (name, value) = claim.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
-                let message = format!("--claim `{}` is not NAME=VALUE, such as repository_id=42", shown(claim));
-                CliError::usage(message)
-            })?;
-            claims.entry(name.to_owned()).or_default().values.push(value.to_owned());
-        }
         Ok(proto::ImaginedRequest {
             client: self.client.unwrap_or_default(),
-            claims,
+            claims: claims(&self.claim)?,
             certificate: self.certificate.unwrap_or_default(),
             app_group: self.app_group.unwrap_or_default(),
             role: role(&self.role.unwrap_or_default())?,

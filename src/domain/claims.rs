@@ -59,11 +59,6 @@ impl Claims {
         self.0.insert(name.to_owned(), vec![value.to_owned()]);
     }
 
-    /// Adds a claim, unless there is one of that name.
-    pub fn say(&mut self, name: &str, value: String) {
-        self.0.entry(name.to_owned()).or_insert_with(|| vec![value]);
-    }
-
     fn take(&mut self, name: String, value: &Value, depth: usize) {
         if name.len() > MOST_BYTES || depth > MOST_DEPTH {
             return;

@@ -109,20 +109,16 @@ pub fn explain(request: &TokenRequest, state: &State, now: UnixMillis) -> Explan
     }
 }
 
-/// A caller as it would be authenticated, from its name and facts. An issuer that the state does not know vouches for it
-/// all the same, so that what it says is looked at; such a caller is refused.
+/// [`Principal::imagined`], but for an issuer that the state does not know: it vouches for the caller all the same, so that
+/// what it says is looked at; such a caller is refused.
 pub fn imagine(client: ClientId, facts: Facts, state: &State) -> Principal {
-    let Some(name) = client.issuer() else { return Principal::of_certificate(client) };
-    let issuer = state.issuers().get(&name).cloned().unwrap_or_else(|| Arc::new(unknown(name)));
-    let mut principal = Principal::of_issuer(client, issuer, facts, i64::MAX);
-    if let Some(vouched) = principal.vouched.as_mut().map(Arc::make_mut) {
-        // Every token says these two; whoever imagines one need not.
-        let said = [("iss", vouched.issuer.url.clone()), ("sub", vouched.subject.clone())];
-        for (name, value) in said {
-            vouched.claims.say(name, value);
+    match client.issuer().filter(|name| !state.issuers().contains_key(name)) {
+        Some(name) => {
+            let stranger = [(name.clone(), Arc::new(unknown(name)))].into();
+            Principal::imagined(client, facts, &stranger)
         }
+        None => Principal::imagined(client, facts, state.issuers()),
     }
-    principal
 }
 
 /// Why a caller would be refused before anything is decided, as far as that can be imagined.

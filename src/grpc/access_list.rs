@@ -1,14 +1,11 @@
 //! `PolicyService.ListAccess`: who can get what.
 
-use std::collections::HashMap;
-
 use tonic::Status;
 
 use super::convert::{Fields, role_out, seconds_out};
 use super::proto;
 use crate::broker::{Broker, Whose};
 use crate::domain::access::Access;
-use crate::domain::claims::{Claims, MOST_BYTES, MOST_CLAIMS, MOST_VALUES};
 use crate::domain::principal::Facts;
 use crate::id::{AppGroupName, ClientId};
 
@@ -25,7 +22,7 @@ fn whose(request: proto::ListAccessRequest) -> Result<Whose, Status> {
     use proto::list_access_request::Of;
     let proto::ListAccessRequest { of, claims, certificate } = request;
     let mut fields = Fields::default();
-    let claims = fields.claims(&claims);
+    let claims = fields.claims("claims", &claims);
     let certificate = (!certificate.is_empty()).then(|| fields.id("certificate", ClientId::parse(&certificate)));
     if certificate.as_ref().and_then(Option::as_ref).is_some_and(|name| name.issuer().is_some()) {
         fields.refuse::<()>("certificate", "names nobody in a certificate: spiffe://… or dns:…");
@@ -49,23 +46,6 @@ fn whose(request: proto::ListAccessRequest) -> Result<Whose, Status> {
         None => fields.refuse("of", "is missing: name a client or an app group"),
     };
     fields.finish(whose)
-}
-
-impl Fields {
-    /// What an issuer says of a caller that is imagined, within the bounds of what is read of a token.
-    pub(super) fn claims(&mut self, claims: &HashMap<String, proto::ClaimValues>) -> Option<Claims> {
-        let fits = |text: &String| (1..=MOST_BYTES).contains(&text.len());
-        let too_much = |(name, it): (&String, &proto::ClaimValues)| {
-            !fits(name) || it.values.len() > MOST_VALUES || !it.values.iter().all(fits)
-        };
-        if claims.len() > MOST_CLAIMS || claims.iter().any(too_much) {
-            let most = format!("at most {MOST_CLAIMS} claims of {MOST_VALUES} values, 1 to {MOST_BYTES} bytes each");
-            return self.refuse("claims", format!("is more than what is read of a token: {most}"));
-        }
-        let pairs =
-            claims.iter().flat_map(|(name, it)| it.values.iter().map(move |value| (name.as_str(), value.as_str())));
-        Some(Claims::from_pairs(pairs))
-    }
 }
 
 fn entry_out(entry: Access) -> proto::AccessEntry {

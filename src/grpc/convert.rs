@@ -1,6 +1,6 @@
 //! Between messages and the domain. What comes in is parsed with all its violations; what goes out is only renamed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use prost_types::{Duration, Timestamp};
 use tonic::Status;
@@ -8,6 +8,7 @@ use tonic::Status;
 use super::proto;
 use super::status::invalid;
 use crate::clock::UnixMillis;
+use crate::domain::claims::{Claims, MOST_BYTES, MOST_CLAIMS, MOST_VALUES};
 use crate::domain::document::Violation;
 use crate::domain::enforcement::{EnforcedBy, Enforcement};
 use crate::domain::key::{AppAccess, Key, KeyKind, KeyState, Stamp};
@@ -44,6 +45,24 @@ impl Fields {
         }
         let each = numbers.iter().enumerate().map(|(at, number)| self.role(&format!("{path}[{at}]"), *number));
         each.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// What an issuer says of a caller that is imagined, within the bounds of what is read of a token.
+    pub(super) fn claims(&mut self, path: &str, given: &HashMap<String, proto::ClaimValues>) -> Option<Claims> {
+        if given.len() > MOST_CLAIMS {
+            return self.refuse(path, format!("has more than {MOST_CLAIMS} claims"));
+        }
+        let fits = |text: &String| (1..=MOST_BYTES).contains(&text.len());
+        let given: BTreeMap<_, _> = given.iter().map(|(name, it)| (name, it.values.as_slice())).collect();
+        let wrong = given.iter().filter(|(name, values)| {
+            !fits(name) || values.is_empty() || values.len() > MOST_VALUES || !values.iter().all(fits)
+        });
+        let message =
+            format!("is not what is read of a token: 1 to {MOST_VALUES} values, of 1 to {MOST_BYTES} bytes each");
+        let wrong: Vec<_> =
+            wrong.map(|(name, _)| self.refuse::<()>(&format!("{path}.{}", shown(name)), &message)).collect();
+        let pairs = given.iter().flat_map(|(name, values)| values.iter().map(|value| (name.as_str(), value.as_str())));
+        wrong.is_empty().then(|| Claims::from_pairs(pairs))
     }
 
     pub(super) fn reason(&mut self, text: &str) -> Option<String> {

@@ -1,7 +1,5 @@
 //! `PolicyService.Explain`: why a request would be granted or refused, or was.
 
-use std::collections::{BTreeMap, HashMap};
-
 use tonic::Status;
 
 use super::convert::{Fields, enforcement_out, time_out};
@@ -9,10 +7,9 @@ use super::proto;
 use super::proto::explain_request::What;
 use super::token_service::{scope, ttl};
 use crate::broker::{Broker, Caller, Explained, Imagined};
-use crate::domain::claims::{Claims, MOST_BYTES, MOST_CLAIMS, MOST_VALUES};
 use crate::domain::explain::{Considered, ConsideredKey, Explanation};
 use crate::domain::principal::Facts;
-use crate::id::{AppGroupName, ClientId, DecisionId, shown};
+use crate::id::{AppGroupName, ClientId, DecisionId};
 
 pub(super) async fn explain(
     broker: &Broker,
@@ -51,36 +48,19 @@ fn imagined(fields: &mut Fields, request: &proto::ImaginedRequest) -> Option<Ima
             fields.refuse::<()>(&format!("request.{name}"), "is for a client that an issuer vouches for, oidc:...");
         }
     }
-    let claims = claims(fields, &request.claims);
+    let claims = fields.claims("request.claims", &request.claims);
     let app_group = fields.id("request.app_group", AppGroupName::parse(&request.app_group));
     let role = fields.role("request.role", request.role);
     let ttl_s = ttl(fields, "request.ttl", request.ttl.as_ref());
     let scope = scope(fields, "request.scope", &request.scope);
     Some(Imagined {
         client: client?,
-        facts: Facts { certificate, claims },
+        facts: Facts { certificate, claims: claims? },
         app_group: app_group?,
         role: role?,
         ttl_s,
         scope: scope?,
     })
-}
-
-/// Claims as they are given; bounded as those of a token are.
-fn claims(fields: &mut Fields, given: &HashMap<String, proto::ClaimValues>) -> Claims {
-    if given.len() > MOST_CLAIMS {
-        fields.refuse::<()>("request.claims", format!("has more than {MOST_CLAIMS} claims"));
-    }
-    let given: BTreeMap<_, _> = given.iter().collect();
-    for (name, values) in &given {
-        let too_long = |text: &String| text.len() > MOST_BYTES;
-        if too_long(name) || values.values.len() > MOST_VALUES || values.values.iter().any(too_long) {
-            let message = format!("has more than {MOST_VALUES} values, or one of more than {MOST_BYTES} bytes");
-            fields.refuse::<()>(&format!("request.claims.{}", shown(name)), message);
-        }
-    }
-    let pairs = given.iter().flat_map(|(name, it)| it.values.iter().map(|value| (name.as_str(), value.as_str())));
-    Claims::from_pairs(pairs)
 }
 
 fn explained_out(explained: Explained) -> proto::ExplainResponse {

@@ -195,6 +195,10 @@ async fn questions_that_make_no_sense_are_refused() {
     assert_eq!(fields(more).await, ["claims", "certificate"]);
     let many = (0..201).map(|nth| (format!("c{nth}"), values())).collect();
     assert_eq!(fields(proto::ListAccessRequest { claims: many, ..of("oidc:github:x") }).await, ["claims"]);
+    let hollow = [("ref", values()), ("hollow", proto::ClaimValues::default()), ("", values())];
+    let claims = hollow.map(|(name, values)| (name.to_owned(), values)).into();
+    let hollow = proto::ListAccessRequest { claims, ..of("oidc:github:x") };
+    assert_eq!(fields(hollow).await, ["claims.", "claims.hollow"]);
     let vouched = "oidc:github:x".to_owned();
     assert_eq!(fields(proto::ListAccessRequest { certificate: vouched, ..of("oidc:github:x") }).await, ["certificate"]);
     let absent = [Of::Client("oidc:github:x".to_owned()), Of::AppGroup("nowhere".to_owned())];

@@ -20,6 +20,9 @@ async fn the_command_line_explains_for_a_person_and_for_a_program() {
     let entry = &denied["considered"][0];
     assert_eq!((&entry["kind"], &entry["passes"]), (&Value::from("policy"), &Value::Bool(false)));
     assert!(entry["reason"] == "NOT_NAMED" && entry["explanation"].is_string() && denied["revision"].is_u64());
+    let whose = [&request[..], &["--claim", "ref"]].concat();
+    let wrong = it.run("operator", &whose);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("`ref` is not NAME=VALUE"), "{wrong:?}");
     let text = it.run("operator", &request);
     assert!(text.status.success(), "an explanation is no failure");
     let text = String::from_utf8(text.stdout).unwrap();

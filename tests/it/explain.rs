@@ -256,6 +256,7 @@ async fn an_answer_that_policies_did_not_give_is_said_to_be_none_of_theirs() {
 async fn everything_that_is_wrong_with_a_request_is_said_at_once() {
     let mut broker = Broker::start().await;
     let mut operator = broker.as_(OPERATOR).await;
+    let claims = [("big", "x".repeat(2000)), ("hollow", String::new()), ("good", "x".to_owned())];
     let wrong = proto::ImaginedRequest {
         client: "nobody".to_owned(),
         app_group: "Games".to_owned(),
@@ -263,9 +264,9 @@ async fn everything_that_is_wrong_with_a_request_is_said_at_once() {
         ttl: duration(1),
         scope: vec!["GET /v1/apps".to_owned(), "POST /v1/apps".to_owned()],
         certificate: "oidc:github:x".to_owned(),
-        claims: [("big".to_owned(), proto::ClaimValues { values: vec!["x".repeat(2000)] })].into(),
+        claims: claims.map(|(name, value)| (name.to_owned(), proto::ClaimValues { values: vec![value] })).into(),
     };
-    let fields = ["client", "certificate", "claims.big", "app_group", "role", "ttl", "scope[1]"];
+    let fields = ["client", "certificate", "claims.big", "claims.hollow", "app_group", "role", "ttl", "scope[1]"];
     let fields = fields.map(|field| format!("request.{field}"));
     assert_eq!(wrong_fields(explain(&mut operator, What::Request(wrong)).await), fields);
     // What only an issuer says is not said of a certificate.
@@ -274,8 +275,7 @@ async fn everything_that_is_wrong_with_a_request_is_said_at_once() {
     let fields = wrong_fields(explain(&mut operator, What::Request(by_certificate)).await);
     assert_eq!(fields, ["request.certificate", "request.claims"]);
     assert_eq!(wrong_fields(explain(&mut operator, What::DecisionId("x".to_owned())).await), ["decision_id"]);
-    let nothing = operator.policy.explain(proto::ExplainRequest { what: None }).await;
-    assert_eq!(wrong_fields(nothing), ["what"]);
+    assert_eq!(wrong_fields(operator.policy.explain(proto::ExplainRequest { what: None }).await), ["what"]);
     // A client of an issuer that nobody trusts is well formed: it is refused, and that is explained.
     let explained = explain_request(&mut operator, imagined("oidc:github:repo:acme/bot:ref:refs/heads/main")).await;
     assert_eq!(explained.reason, "ISSUER_NOT_TRUSTED");

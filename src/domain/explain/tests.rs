@@ -1,4 +1,6 @@
 //! Explanations, as examples; `properties` has what holds of all of them.
+//!
+//! Over 400 lines, as each part of an answer has its example here, over the same few makers.
 
 mod properties;
 mod shadows;
@@ -135,6 +137,21 @@ fn a_policy_over_an_issuer_says_which_claim_is_not_met() {
     assert!(
         explain(&bot(&[("repository_id", "42"), ("environment", "production")], &state), &state, NOW).outcome.is_ok()
     );
+}
+
+#[test]
+fn who_is_imagined_says_its_own_name_and_issuer_as_access_lists_have_it() {
+    let state = world(vec![issuer()]);
+    let claims = Claims::from_pairs([("sub", "repo:evil/bot"), ("iss", "https://evil.test"), ("ref", "x")]);
+    let facts = Facts { certificate: None, claims };
+    let found = imagine(client(BOT), facts.clone(), &state);
+    assert_eq!(found, Principal::imagined(client(BOT), facts.clone(), state.issuers()));
+    let said = |principal: &Principal| {
+        let vouched = principal.vouched.as_ref().unwrap();
+        ["sub", "iss", "ref"].map(|name| vouched.claims.values(name).join(" "))
+    };
+    assert_eq!(said(&found), ["repo:acme/bot:ref:refs/heads/main", "https://github.test", "x"]);
+    assert_eq!(said(&imagine(client(BOT), facts, &world(vec![]))), ["repo:acme/bot:ref:refs/heads/main", "", "x"]);
 }
 
 #[test]
