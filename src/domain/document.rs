@@ -14,6 +14,7 @@ pub mod shape;
 pub mod spelling;
 
 use std::collections::BTreeMap;
+use std::ops::Not;
 
 use serde::{Deserialize, Serialize};
 
@@ -137,7 +138,7 @@ pub struct CeilingText {
     pub name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_groups: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "Not::not")]
     pub every_app_group: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ttl: Option<i64>,
@@ -149,13 +150,13 @@ pub struct CeilingText {
     pub issuers: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust_domains: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "Not::not")]
     pub require_scope: bool,
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "Not::not")]
     pub no_team_keys: bool,
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "Not::not")]
     pub require_approval: bool,
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "Not::not")]
     pub shadow: bool,
 }
 
@@ -176,7 +177,7 @@ pub struct PolicyText {
     pub operations: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<String>,
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "Not::not")]
     pub require_scope: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub require_mtls: Vec<ClientText>,
@@ -188,9 +189,9 @@ pub struct PolicyText {
     pub not_after: Option<UnixMillis>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hours: Option<HoursText>,
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "Not::not")]
     pub break_glass: bool,
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "Not::not")]
     pub shadow: bool,
 }
 
@@ -227,11 +228,6 @@ pub struct OperatorText {
     pub powers: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub app_groups: Vec<String>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_false(flag: &bool) -> bool {
-    !flag
 }
 
 /// Desired state in which every single thing is well formed.

@@ -1,6 +1,7 @@
 //! A policy: which clients may have tokens for which app group, with which limits.
 
 use std::collections::BTreeSet;
+use std::ops::Not;
 
 use serde::{Deserialize, Serialize};
 
@@ -61,16 +62,11 @@ pub struct Policy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub require_mtls: Vec<ClientPattern>,
     /// Whether it grants only while an operator holds it open.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "Not::not")]
     pub break_glass: bool,
     /// Whether it grants nothing, and only counts what it would refuse of what others grant.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "Not::not")]
     pub shadow: bool,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_false(flag: &bool) -> bool {
-    !flag
 }
 
 impl Policy {

@@ -4,6 +4,8 @@
 //! - `INV-STATE-1`: a record is folded only at the revision after the state's own; nothing is skipped.
 //! - P6: a revoked key never leaves [`KeyState::Revoked`], and its id is never taken again.
 
+mod documents;
+mod facts;
 mod index;
 mod questions;
 
@@ -15,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::account::Account;
 use super::app_group::AppGroup;
 use super::ceiling::Ceiling;
-use super::change::{AuditPosition, Change, Object, ObjectName, PrunedRows, Record};
+use super::change::{AuditPosition, Change, PrunedRows, Record};
 use super::issuer::Issuer;
 use super::key::{Key, KeyState, Stamp};
 use super::operator::Operator;
@@ -23,9 +25,10 @@ use super::policy::Policy;
 use super::proposal::{self, Proposal};
 use super::target::Target;
 use crate::id::{
-    AccountName, AppGroupName, CeilingName, Chain, DecisionId, Head, IssuerName, KeyId, OperatorName, PolicyName,
-    ProposalId, Revision, VaultId, WriterId,
+    AccountName, AppGroupName, CeilingName, Chain, Head, IssuerName, KeyId, OperatorName, PolicyName, ProposalId,
+    Revision, VaultId, WriterId,
 };
+pub use facts::{AcceptedHistory, Move, Opened, Revocation, Writer};
 pub use index::GroupPolicies;
 use index::Index;
 
@@ -54,80 +57,6 @@ pub enum FoldError {
         /// What it speaks of.
         what: String,
     },
-}
-
-/// One revocation, standing or lifted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Revocation {
-    /// What is revoked.
-    pub target: Target,
-    /// The newest revision that revoked it: tokens committed before it are revoked, also after a reinstatement.
-    pub revision: Revision,
-    /// Who, and when.
-    pub stamp: Stamp,
-    /// Why.
-    pub reason: String,
-    /// Whether somebody lifted it.
-    pub lifted: bool,
-    /// For a token: when it dies, in Unix seconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dies_at: Option<i64>,
-}
-
-/// One author of audit rows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Writer {
-    /// Its name.
-    pub id: WriterId,
-    /// The replica whose process it is.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub replica: String,
-    /// Rows up to here must exist: the last one that was committed with a record of the control log.
-    pub known_sequence: u64,
-    /// Rows up to here were cleared for removal.
-    pub pruned_sequence: u64,
-    /// The chain value there; zeros where nothing was removed.
-    pub pruned_chain: Chain,
-}
-
-/// One time that an operator accepted a database that had gone back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AcceptedHistory {
-    /// Names the acceptance.
-    pub id: DecisionId,
-    /// The newest head that was seen of what is lost.
-    pub seen: Head,
-    /// The newest revision that the database had.
-    pub database: Revision,
-    /// Who, and when.
-    pub stamp: Stamp,
-}
-
-/// One change of what plans rest on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Move {
-    /// The revision that it made.
-    pub revision: Revision,
-    /// Who, and when.
-    pub stamp: Stamp,
-    /// What happened.
-    pub what: String,
-}
-
-/// A break-glass policy that is held open.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Opened {
-    /// When it closes by itself, in Unix seconds.
-    pub until: i64,
-    /// Who opened it, and when.
-    pub stamp: Stamp,
-    /// Why.
-    pub reason: String,
 }
 
 /// Everything the control plane says, as of one revision.
@@ -327,66 +256,6 @@ impl State {
                 writer.pruned_chain = rows.chain;
             }
         }
-    }
-
-    /// What the state would hold if this were applied, for a plan to look at.
-    pub(super) fn preview(&mut self, put: &[Object], removed: &[ObjectName]) {
-        self.apply_document(put, removed, self.head.revision.next());
-    }
-
-    fn apply_document(&mut self, put: &[Object], removed: &[ObjectName], at: Revision) {
-        let names = put.iter().map(Object::name).chain(removed.iter().cloned());
-        if names.into_iter().any(|name| matches!(name, ObjectName::Operator(_) | ObjectName::Issuer(_))) {
-            self.data.authority_moved = at;
-        }
-        let replaced = self.replaced_policies(put, removed);
-        for object in put {
-            match object {
-                Object::Account(account) => {
-                    self.data.accounts.insert(account.name.clone(), account.clone());
-                }
-                Object::AppGroup(group) => {
-                    Arc::make_mut(&mut self.data.app_groups).insert(group.name.clone(), Arc::new(group.clone()));
-                }
-                Object::Policy(policy) => {
-                    // A policy that says something else was not opened by anybody.
-                    self.data.break_glass.remove(&policy.name);
-                    Arc::make_mut(&mut self.data.policies).insert(policy.name.clone(), Arc::clone(policy));
-                }
-                Object::Operator(operator) => {
-                    self.data.operators.insert(operator.name.clone(), Arc::new(operator.clone()));
-                }
-                Object::Issuer(issuer) => {
-                    self.data.issuers.insert(issuer.name.clone(), Arc::clone(issuer));
-                }
-                Object::Ceiling(ceiling) => {
-                    self.data.ceilings.insert(ceiling.name.clone(), Arc::clone(ceiling));
-                }
-            }
-        }
-        for name in removed {
-            match name {
-                ObjectName::Account(name) => drop(self.data.accounts.remove(name)),
-                ObjectName::AppGroup(name) => drop(Arc::make_mut(&mut self.data.app_groups).remove(name)),
-                ObjectName::Policy(name) => {
-                    self.data.break_glass.remove(name);
-                    Arc::make_mut(&mut self.data.policies).remove(name);
-                }
-                ObjectName::Operator(name) => drop(self.data.operators.remove(name)),
-                ObjectName::Issuer(name) => drop(self.data.issuers.remove(name)),
-                ObjectName::Ceiling(name) => drop(self.data.ceilings.remove(name)),
-            }
-        }
-        self.index.apply(&self.data, put, removed, &replaced);
-    }
-
-    /// Policies as they were before a change of documents.
-    fn replaced_policies(&self, put: &[Object], removed: &[ObjectName]) -> Vec<Arc<Policy>> {
-        let put =
-            put.iter().filter_map(|object| if let Object::Policy(policy) = object { Some(&policy.name) } else { None });
-        let removed =
-            removed.iter().filter_map(|name| if let ObjectName::Policy(name) = name { Some(name) } else { None });
-        put.chain(removed).filter_map(|name| self.data.policies.get(name)).cloned().collect()
     }
 
     /// Remembers a change of what plans rest on: documents, keys, revocations. A writer that starts, a checkpoint or a
