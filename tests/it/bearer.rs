@@ -150,6 +150,31 @@ async fn a_bad_token_is_refused_also_beside_a_good_certificate() {
 }
 
 #[tokio::test]
+async fn connections_without_a_certificate_leave_half_of_the_places() {
+    let mut broker = Broker::prepare(&Options::default());
+    broker.config.tls.max_connections = 4;
+    broker.run(None).await;
+    let mut operator = broker.as_(OPERATOR).await;
+    operator.system.init(proto::InitRequest::default()).await.unwrap();
+    broker.fill().await;
+    let vouching = Vouching::new();
+    operator.apply(trusting(&vouching, vouched_policy())).await.unwrap();
+    let token = vouching.token(&vouching.claims(&broker, 300));
+    let (mut first, mut second) =
+        (vouching.client(&broker, &token, None).await, vouching.client(&broker, &token, None).await);
+    for job in [&mut first, &mut second] {
+        job.issue(ask()).await.unwrap();
+    }
+    let third = match bearing(&broker, &token, None).connect().await {
+        Ok(channel) => Client::new(channel).issue(ask()).await.map(|_| ()),
+        Err(_) => Err(tonic::Status::unavailable("no connection")),
+    };
+    assert!(third.is_err(), "a third one has no place");
+    broker.as_(CLIENT).await.issue(ask()).await.unwrap();
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn a_policy_can_ask_for_a_certificate_and_a_token_can_be_bound_to_one() {
     let mut broker = Broker::start().await;
     let vouching = Vouching::new();

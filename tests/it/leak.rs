@@ -171,6 +171,12 @@ async fn p1_logs_at_their_most_talkative_carry_neither_keys_nor_tokens() {
     let token = run("client", &["token", "issue", "--app-group", "games", "--role", "APP_MANAGER"]);
     let token = String::from_utf8(token.stdout).unwrap();
     assert!(!run("stranger", &["token", "issue", "--app-group", "games", "--role", "APP_MANAGER"]).status.success());
+    let (bearer, canary) = (it.dir.path().join("bearer"), "Y2FuYXJ5.Y2FuYXJ5.Y2FuYXJ5");
+    std::fs::write(&bearer, canary).unwrap();
+    let bearer = bearer.to_str().unwrap();
+    let refused =
+        run("client", &["token", "issue", "--app-group", "games", "--role", "APP_MANAGER", "--bearer-file", bearer]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("BEARER_MALFORMED"), "it arrived: {refused:?}");
     child.kill().unwrap();
     child.wait().unwrap();
     let content = std::fs::read(&log).unwrap();
@@ -178,4 +184,5 @@ async fn p1_logs_at_their_most_talkative_carry_neither_keys_nor_tokens() {
     search("the log", &content, &spellings(&pem));
     let signature = token.trim().rsplit_once('.').unwrap().1;
     assert!(!String::from_utf8_lossy(&content).contains(signature), "the log holds a token");
+    assert!(!String::from_utf8_lossy(&content).contains(canary), "the log holds a bearer token");
 }
