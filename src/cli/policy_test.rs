@@ -3,6 +3,9 @@
 //! Steps: read the cases and the documents that they name; check and plan them against an empty vault, so that whatever the
 //! broker would refuse is refused here; give it the keys that are named, or one team key for each role of each group; decide
 //! each case at its time. No broker, no vault and no real key is needed: it is for a company's own CI.
+//!
+//! Non-goal: the rules about operators as a whole (that an administrator is left, and that there are two where changes take
+//! two). Who else stands in the vault is not known here, so two administrators of the test's own meet them always.
 
 mod file;
 
@@ -110,13 +113,15 @@ impl Test {
     }
 }
 
-/// An empty vault to which the documents were applied, by an administrator of its own.
+/// An empty vault with two administrators of its own, to which the documents were applied.
 fn vault(mut desired: Desired, at: UnixMillis) -> Result<State, Vec<(String, String)>> {
     let told = |message: String| vec![("operators".to_owned(), message)];
-    let pattern = ClientPattern::spiffe("spiffe://policy.test/administrator").map_err(|it| told(it.to_string()))?;
-    let name = OperatorName::parse("policy-test-administrator").map_err(|it| told(it.to_string()))?;
-    let powers = [Power::Administer].into_iter().collect();
-    desired.operators.push(Operator { name, clients: vec![pattern], powers, app_groups: Default::default() });
+    for nth in ["first", "second"] {
+        let pattern = ClientPattern::spiffe(&format!("spiffe://policy.test/{nth}")).map_err(|it| told(it.to_string()))?;
+        let name = OperatorName::parse(&format!("policy-test-{nth}")).map_err(|it| told(it.to_string()))?;
+        let powers = [Power::Administer].into_iter().collect();
+        desired.operators.push(Operator { name, clients: vec![pattern], powers, app_groups: Default::default() });
+    }
     let planned = plan(&desired, Unnamed::Keep, &State::default());
     let planned = planned.map_err(|all| all.into_iter().map(|it| (it.path, it.message)).collect::<Vec<_>>())?;
     let mut state = State::default();

@@ -189,6 +189,28 @@ cases:
     assert_eq!((&answer["passed"], &answer["failed"]), (&Value::from(4), &Value::from(0)));
 }
 
+/// Operators live in the vault: a repository of policies need not name them, and what it names need not be all.
+#[test]
+fn rules_about_operators_are_the_vaults_and_not_tested() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("cases.yaml");
+    let two_eyes = "\
+accounts: [{ name: acme, issuer_id: 57246542-96fe-1a63-e053-0824d011072a }]
+app_groups: [{ name: games, account: acme, apps: ['111'] }]
+ceilings: [{ name: two-eyes, every_app_group: true, require_approval: true }]
+cases: [{ name: a, client: 'spiffe://acme/ci', app_group: games, role: ADMIN, expect: deny, reason: NO_POLICY }]
+";
+    let one = "operators: [{ name: alice, clients: [{ spiffe: 'spiffe://acme/alice' }], powers: [administer] }]\n";
+    for operators in ["", one] {
+        std::fs::write(&file, format!("{two_eyes}{operators}")).unwrap();
+        let output = run(&file, true);
+        assert_eq!(output.status.code(), Some(0), "{operators}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    // Each operator by itself is checked as in any document.
+    std::fs::write(&file, format!("{two_eyes}{}", one.replace("[administer]", "[rule]"))).unwrap();
+    assert_eq!(run(&file, true).status.code(), Some(2));
+}
+
 /// The guide's documents, one after the other, on a vault that begins empty but for its operator.
 #[tokio::test]
 async fn every_document_of_the_guide_can_be_applied_as_it_stands() {
