@@ -117,7 +117,8 @@ impl Test {
 fn vault(mut desired: Desired, at: UnixMillis) -> Result<State, Vec<(String, String)>> {
     let told = |message: String| vec![("operators".to_owned(), message)];
     for nth in ["first", "second"] {
-        let pattern = ClientPattern::spiffe(&format!("spiffe://policy.test/{nth}")).map_err(|it| told(it.to_string()))?;
+        let pattern =
+            ClientPattern::spiffe(&format!("spiffe://policy.test/{nth}")).map_err(|it| told(it.to_string()))?;
         let name = OperatorName::parse(&format!("policy-test-{nth}")).map_err(|it| told(it.to_string()))?;
         let powers = [Power::Administer].into_iter().collect();
         desired.operators.push(Operator { name, clients: vec![pattern], powers, app_groups: Default::default() });

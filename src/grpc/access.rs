@@ -9,8 +9,8 @@ pub enum Who {
     Client,
     /// Operators with the power.
     Power(Power),
-    /// Operators with one of two powers; the use case checks which, for each thing it is about.
-    Either(Power, Power),
+    /// Operators with one of these powers; the use case checks which, for each thing it is about.
+    OneOf(&'static [Power]),
     /// Operators with any power.
     AnyPower,
     /// Operators with the power `administer`. While the broker refuses to serve the gate has no state to ask: the use case
@@ -67,6 +67,11 @@ const fn change(path: &'static str, who: Who) -> Access {
     row(path, who, Limit::Admin, Audited::Changes)
 }
 
+const AUTHORS: Who = Who::OneOf(&[Power::Administer, Power::AuthorPolicies]);
+
+/// Closing is easier than opening, as revoking is.
+const CLOSERS: Who = Who::OneOf(&[Power::Administer, Power::AuthorPolicies, Power::Revoke]);
+
 /// Every RPC, by path.
 pub const TABLE: &[Access] = &[
     row("/grpc.health.v1.Health/Check", Who::Client, Limit::None, Audited::RefusalsOnly),
@@ -77,7 +82,7 @@ pub const TABLE: &[Access] = &[
     read("/p8broker.v1.AuditService/List", Who::Power(Power::Audit)),
     change("/p8broker.v1.AuditService/Prune", Who::Power(Power::Audit)),
     read("/p8broker.v1.AuditService/Verify", Who::Power(Power::Audit)),
-    change("/p8broker.v1.AuditService/Whois", Who::Either(Power::Audit, Power::Revoke)),
+    change("/p8broker.v1.AuditService/Whois", Who::OneOf(&[Power::Audit, Power::Revoke])),
     change("/p8broker.v1.KeyService/ConfirmRevokedAtApple", Who::Power(Power::Custody)),
     read("/p8broker.v1.KeyService/GetKey", Who::AnyPower),
     change("/p8broker.v1.KeyService/ImportKey", Who::Power(Power::Custody)),
@@ -85,10 +90,10 @@ pub const TABLE: &[Access] = &[
     change("/p8broker.v1.KeyService/ResumeKey", Who::Power(Power::Custody)),
     change("/p8broker.v1.KeyService/RevokeKey", Who::Power(Power::Revoke)),
     change("/p8broker.v1.KeyService/SuspendKey", Who::Power(Power::Custody)),
-    change("/p8broker.v1.PolicyService/Apply", Who::Either(Power::Administer, Power::AuthorPolicies)),
-    change("/p8broker.v1.PolicyService/ApproveProposal", Who::Either(Power::Administer, Power::AuthorPolicies)),
-    change("/p8broker.v1.PolicyService/CloseBreakGlass", Who::AnyPower),
-    change("/p8broker.v1.PolicyService/CloseProposal", Who::Either(Power::Administer, Power::AuthorPolicies)),
+    change("/p8broker.v1.PolicyService/Apply", AUTHORS),
+    change("/p8broker.v1.PolicyService/ApproveProposal", AUTHORS),
+    change("/p8broker.v1.PolicyService/CloseBreakGlass", CLOSERS),
+    change("/p8broker.v1.PolicyService/CloseProposal", AUTHORS),
     change("/p8broker.v1.PolicyService/Explain", Who::AnyPower),
     read("/p8broker.v1.PolicyService/Export", Who::AnyPower),
     read("/p8broker.v1.PolicyService/GetAccount", Who::AnyPower),
@@ -106,9 +111,9 @@ pub const TABLE: &[Access] = &[
     read("/p8broker.v1.PolicyService/ListOperators", Who::AnyPower),
     read("/p8broker.v1.PolicyService/ListPolicies", Who::AnyPower),
     read("/p8broker.v1.PolicyService/ListProposals", Who::AnyPower),
-    change("/p8broker.v1.PolicyService/OpenBreakGlass", Who::Either(Power::Administer, Power::AuthorPolicies)),
-    read("/p8broker.v1.PolicyService/Plan", Who::Either(Power::Administer, Power::AuthorPolicies)),
-    change("/p8broker.v1.PolicyService/Propose", Who::Either(Power::Administer, Power::AuthorPolicies)),
+    change("/p8broker.v1.PolicyService/OpenBreakGlass", AUTHORS),
+    read("/p8broker.v1.PolicyService/Plan", AUTHORS),
+    change("/p8broker.v1.PolicyService/Propose", AUTHORS),
     read("/p8broker.v1.PolicyService/ReportShadows", Who::AnyPower),
     read("/p8broker.v1.RevocationService/Exposure", Who::Power(Power::Revoke)),
     change("/p8broker.v1.RevocationService/Reinstate", Who::Power(Power::Administer)),

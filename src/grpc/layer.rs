@@ -145,8 +145,9 @@ impl Inner {
             Who::Power(power) => {
                 is_open().and_then(|()| if holds(power) { Ok(()) } else { Err(BrokerError::LacksPower(power)) })
             }
-            Who::Either(first, second) => is_open().and_then(|()| {
-                if holds(first) || holds(second) { Ok(()) } else { Err(BrokerError::LacksPower(second)) }
+            Who::OneOf(powers) => is_open().and_then(|()| {
+                let least = powers.last().copied().unwrap_or(Power::Administer);
+                if powers.iter().any(|power| holds(*power)) { Ok(()) } else { Err(BrokerError::LacksPower(least)) }
             }),
             Who::AnyPower => is_open().and_then(|()| any_power(open.as_deref(), &caller.principal)),
             Who::Bootstrap if self.broker.is_bootstrap(caller.client()) => Ok(()),

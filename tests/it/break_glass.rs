@@ -116,7 +116,12 @@ async fn it_is_opened_by_those_who_could_have_written_it_and_closed_by_more() {
     client.issue(ask()).await.unwrap();
     assert_eq!(wrong_fields(close(&mut oncall, "").await), ["reason"]);
     assert_eq!(refused(close(&mut broker.as_(OTHER_LEAD).await, "no").await).1, "OUTSIDE_APP_GROUP");
-    assert_eq!(refused(close(&mut client, "no").await).1, "NOT_AN_OPERATOR");
+    assert_eq!(refused(close(&mut client, "no").await).1, "POWER_MISSING");
+    for (name, power) in [("auditor", Power::Audit), ("custodian", Power::Custody), ("unsealer", Power::Unseal)] {
+        let identity = format!("spiffe://acme.internal/ns/ops/sa/{name}");
+        broker.as_(OPERATOR).await.apply(crate::harness::operator(name, &identity, &[power])).await.unwrap();
+        assert_eq!(refused(close(&mut broker.as_(&identity).await, "no").await).1, "POWER_MISSING", "{name}");
+    }
     let revision = close(&mut oncall, "it is over").await.unwrap();
     assert_eq!(refused(client.issue(ask()).await).1, "BREAK_GLASS_CLOSED");
     assert_eq!(close(&mut oncall, "it is over").await.unwrap(), revision, "closed already");
