@@ -32,6 +32,7 @@ mod inspect;
 mod issue;
 mod keys;
 mod leak;
+mod limits;
 mod naive;
 mod oidc;
 mod policy;
