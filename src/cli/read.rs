@@ -21,7 +21,7 @@ const MOST_SHOWN: usize = 4;
 enum Kind {
     #[value(alias = "accounts")]
     Account,
-    #[value(alias = "app-groups")]
+    #[value(aliases = ["app-groups", "app_group", "app_groups"])]
     AppGroup,
     #[value(alias = "issuers")]
     Issuer,

@@ -89,6 +89,9 @@ async fn all_things_of_a_kind_are_printed_however_many() {
     for (kind, field, names) in [
         ("account", "accounts", &["acme"][..]),
         ("app-group", "app_groups", &["games"]),
+        ("app-groups", "app_groups", &["games"]),
+        ("app_group", "app_groups", &["games"]),
+        ("app_groups", "app_groups", &["games"]),
         ("issuer", "issuers", &["cluster", "corp", "fleet", "github", "gitlab"]),
         ("ceiling", "ceilings", &["everywhere", "of-games"]),
         ("policy", "policies", &["emergency", "release", "reviews"]),
