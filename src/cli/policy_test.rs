@@ -16,7 +16,7 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::error::CliError;
+use super::error::{CliError, Exit};
 use super::output::Printer;
 use crate::clock::{Clock, SystemClock, UnixMillis};
 use crate::domain::app_group::AppGroup;
@@ -68,7 +68,8 @@ struct Outcome {
 impl PolicyCommand {
     pub(super) fn run(self, print: &Printer) -> Result<(), CliError> {
         let Self::Test(test) = self;
-        let outcomes = test.decide_all()?;
+        // What is wrong with a file is told apart from a case that is not as expected.
+        let outcomes = test.decide_all().map_err(|error| CliError { exit: Exit::Usage, ..error })?;
         let failed = outcomes.iter().filter(|outcome| !outcome.ok).count();
         let object = json!({
             "passed": outcomes.len().saturating_sub(failed),

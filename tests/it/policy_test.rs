@@ -87,8 +87,18 @@ fn files_that_make_no_sense_are_refused_with_their_places() {
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(error.contains(path), "{to}: {error}");
     }
-    let (_dir, file) = changed("documents: [policies]", "documents: [nowhere]");
+    let (dir, file) = changed("documents: [policies]", "documents: [nowhere]");
     assert_eq!(run(&file, true).status.code(), Some(2));
+    for content in [&b"cases:\n\t- name: x\n"[..], b"cases: [", b"cases: &a []\nkeys: *a\n", b"cases: # caf\xe9\n", b""]
+    {
+        let broken = dir.path().join("broken.yaml");
+        std::fs::write(&broken, content).unwrap();
+        assert_eq!(run(&broken, true).status.code(), Some(2), "{}", String::from_utf8_lossy(content));
+    }
+    std::fs::write(dir.path().join("policies/acme.yaml"), "accounts:\n\t- x\n").unwrap();
+    let file = dir.path().join("cases.yaml");
+    std::fs::write(&file, "documents: [policies]\ncases: []\n").unwrap();
+    assert_eq!(run(&file, true).status.code(), Some(2), "a document that is no YAML");
 }
 
 #[test]

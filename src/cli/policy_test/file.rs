@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::Test;
 use crate::cli::document::texts;
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::CliError;
 use crate::cli::yaml::Yaml;
 use crate::clock::UnixMillis;
 use crate::domain::decide::DenyReason;
@@ -164,10 +164,8 @@ impl Cases {
     }
 }
 
-/// A file that makes no sense is told apart from a case that is not as expected.
 fn refused(test: &Test, yaml: &Yaml, found: Vec<(String, String)>) -> CliError {
-    let placed = yaml.placed(found.into_iter());
-    CliError { exit: Exit::Usage, ..CliError::invalid(format!("{} can't be tested", test.file.display()), placed) }
+    CliError::invalid(format!("{} can't be tested", test.file.display()), yaml.placed(found.into_iter()))
 }
 
 fn take<T: Default + for<'de> Deserialize<'de>>(from: &Map<String, Value>, name: &str) -> Result<T, CliError> {
