@@ -1,6 +1,6 @@
 //! `break-glass`: opens policies that are for emergencies, and closes them.
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::Connection;
@@ -16,32 +16,29 @@ use crate::id::shown;
 pub(super) enum BreakGlassCommand {
     /// Let a policy grant for a while.
     Open {
-        #[command(flatten)]
-        what: What,
+        /// The policy, by name.
+        policy: String,
+        /// Why, for whoever reads the audit.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
         /// For how long: 1m to 1day. It closes by itself, and no token under it lives longer.
         #[arg(long = "for", value_name = "DURATION")]
         duration: String,
     },
     /// Close a policy before its time. Tokens that are out live on until they die: `revoke policy` lists them.
     Close {
-        #[command(flatten)]
-        what: What,
+        /// The policy, by name.
+        policy: String,
+        /// Why, for whoever reads the audit.
+        #[arg(long, value_name = "TEXT", default_value = "closed by hand")]
+        reason: String,
     },
-}
-
-#[derive(Debug, Args)]
-pub(super) struct What {
-    /// The policy, by name.
-    policy: String,
-    /// Why, for whoever reads the audit.
-    #[arg(long, value_name = "TEXT")]
-    reason: String,
 }
 
 impl BreakGlassCommand {
     pub(super) async fn run(self, connection: &Connection, print: &Printer) -> Result<(), CliError> {
         match self {
-            Self::Open { what: What { policy, reason }, duration } => {
+            Self::Open { policy, reason, duration } => {
                 let wrong = || {
                     let text = shown(&duration);
                     CliError::usage(format!("--for `{text}` is not a duration of whole seconds, such as 30m or 2h"))
@@ -54,7 +51,7 @@ impl BreakGlassCommand {
                     format!("policy {policy} is open until {until}; revision {}", answer.revision)
                 })
             }
-            Self::Close { what: What { policy, reason } } => {
+            Self::Close { policy, reason } => {
                 let request = proto::CloseBreakGlassRequest { policy: policy.clone(), reason };
                 let revision = client(connection).await?.close_break_glass(request).await?.into_inner().revision;
                 print.answer(&object(&policy, Value::Null, revision), || {

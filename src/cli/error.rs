@@ -5,16 +5,16 @@ use tonic_types::StatusExt;
 
 use crate::client::ConnectError;
 
-/// How a process ends: 0 is done.
+/// How a process ends: 0 is done. docs/operating.md has the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
-    /// It was tried, and failed.
+    /// It was tried, and failed; what was asked for can't be, such as a document with a mistake.
     Failed = 1,
-    /// The command line or a file makes no sense.
+    /// The command line makes no sense, or a file that it names can't be read.
     Usage = 2,
     /// It was refused.
     Denied = 3,
-    /// The broker is away or sealed.
+    /// Not now: the broker is away or sealed, or a limit is reached. The same may do later.
     Unavailable = 4,
 }
 
@@ -29,11 +29,20 @@ pub(super) struct CliError {
     pub(super) violations: Vec<(String, String)>,
     /// What an operator can look up.
     pub(super) decision_id: Option<String>,
+    /// When the same may do, in seconds from now.
+    pub(super) retry_after_s: Option<u64>,
 }
 
 impl CliError {
     fn new(exit: Exit, reason: &str, message: String) -> Self {
-        Self { exit, reason: reason.to_owned(), message, violations: Vec::new(), decision_id: None }
+        Self {
+            exit,
+            reason: reason.to_owned(),
+            message,
+            violations: Vec::new(),
+            decision_id: None,
+            retry_after_s: None,
+        }
     }
 
     pub(super) fn usage(message: String) -> Self {
@@ -56,9 +65,12 @@ impl CliError {
 impl From<Status> for CliError {
     fn from(status: Status) -> Self {
         let details = status.get_error_details();
+        let retry_after_s = details.retry_info().and_then(|info| info.retry_delay).map(|delay| delay.as_secs());
         let exit = match status.code() {
             Code::PermissionDenied | Code::Unauthenticated => Exit::Denied,
             Code::Unavailable | Code::DeadlineExceeded => Exit::Unavailable,
+            // Limits of time pass by themselves and say when; others, such as too many watches, do not.
+            Code::ResourceExhausted if retry_after_s.is_some() => Exit::Unavailable,
             _ => Exit::Failed,
         };
         let reason = match details.error_info() {
@@ -91,6 +103,7 @@ impl From<Status> for CliError {
                 message
             },
             violations,
+            retry_after_s,
         }
     }
 }

@@ -80,6 +80,7 @@ pub(super) fn report(error: &CliError, format: Format) -> ExitCode {
                 "message": error.message,
                 "violations": violations,
                 "decision_id": error.decision_id,
+                "retry_after_s": error.retry_after_s,
             }})
             .to_string());
         }

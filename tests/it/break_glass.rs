@@ -84,8 +84,18 @@ async fn it_grants_while_it_is_held_open_and_no_token_outlives_that() {
     assert_eq!(refused(client.issue(ask()).await), shut);
     assert!(operator.policy.get_policy(policy).await.unwrap().into_inner().open_until.is_none());
     open_now(&broker, 0).await;
-    // Opened again it is open again, also after a restart.
+    // Opened again it is open again, also after a restart. What is handed out is counted, also what is reused.
     open(&mut operator, "emergency", 3600).await.unwrap();
+    let counted = async || {
+        let (_, metrics) = broker.ops("/metrics").await;
+        let of =
+            |line: &str| line.strip_prefix("p8broker_break_glass_tokens_total{policy=\"emergency\"} ")?.parse().ok();
+        metrics.lines().find_map(of).unwrap_or(0_u32)
+    };
+    let before = counted().await;
+    let answers = [client.issue(ask()).await.unwrap().reused, client.issue(ask()).await.unwrap().reused];
+    assert_eq!((answers, counted().await), ([false, true], before + 2));
+    assert!(before >= 2, "{before}");
     broker.restart().await;
     broker.as_(CLIENT).await.issue(ask()).await.unwrap();
     broker.stop().await;
@@ -181,9 +191,18 @@ async fn the_command_line_opens_and_closes_and_shows_what_is_open() {
     let (code, closed) = json_as(&broker, ONCALL, &close, "").await;
     assert_eq!((code, &closed["until"]), (0, &serde_json::Value::Null));
     assert_eq!(closed["revision"].as_u64(), opened["revision"].as_u64().map(|it| it + 1));
+    // Who closes need not say why: the audit then says that it was not the clock.
+    assert_eq!(json_as(&broker, LEAD, &open, "").await.0, 0);
+    assert_eq!(json_as(&broker, ONCALL, &close[..3], "").await.0, 0);
+    let events = broker.as_(OPERATOR).await.all_events().await;
+    let details = events.iter().filter(|it| it.event == "BREAK_GLASS_CLOSED").map(|it| it.detail.as_str());
+    let mut details: Vec<_> = details.collect();
+    details.sort_unstable();
+    assert_eq!(details, ["policy emergency: closed by hand", "policy emergency: it is over"]);
     for (who, arguments, code, reason) in [
         (LEAD, &["break-glass", "open", "emergency", "--for", "soon", "--reason", "x"][..], 2, "USAGE"),
         (LEAD, &["break-glass", "open", "emergency", "--for", "30m"], 2, "USAGE"),
+        (LEAD, &["break-glass", "open", "emergency", "--reason", "x"], 2, "USAGE"),
         (LEAD, &["break-glass", "open", "emergency", "--for", "2days", "--reason", "x"], 1, "INVALID_ARGUMENT"),
         (LEAD, &["break-glass", "open", "absent", "--for", "30m", "--reason", "x"], 1, "NOT_FOUND"),
         (OTHER_LEAD, &open, 3, "OUTSIDE_APP_GROUP"),

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::cli::json_as;
 use crate::harness::fleet::{Cluster, in_step};
 use crate::harness::tables::Tables;
 use crate::harness::*;
@@ -78,12 +79,17 @@ async fn a_client_gets_its_tokens_and_then_is_told_when_to_come_back() {
     }
     let status = client.issue(ask()).await.unwrap_err();
     assert!(status.message().contains("tokens per hour"), "{}", status.message());
+    // A script sees that the same may do later, and when.
+    let issue = ["token", "issue", "--app-group", "games", "--role", "APP_MANAGER"];
+    let (code, error) = json_as(&broker, CLIENT, &issue, "").await;
+    assert_eq!((code, error["reason"].as_str()), (4, Some("QUOTA_EXCEEDED")));
+    assert!(error["retry_after_s"].as_u64().is_some_and(|it| (3500..=7200).contains(&it)), "{error}");
     // Others have windows of their own.
     broker.as_(OTHER).await.issue(ask()).await.unwrap();
     let counts = tables.counts(POLICY, CLIENT).await.unwrap();
     assert_eq!((counts.hour_count, counts.minute_count), (3, 1));
     // A denial like any other: a row, without a token, and counted.
-    eventually("the denials are in the audit", async || denials(&broker).await.len() == 4).await;
+    eventually("the denials are in the audit", async || denials(&broker).await.len() == 5).await;
     for denial in denials(&broker).await {
         assert_eq!((denial.reason.as_str(), denial.caller.as_str()), ("QUOTA_EXCEEDED", CLIENT));
         assert_eq!((denial.policy.as_str(), denial.app_group.as_str()), (POLICY, "games"));
@@ -91,7 +97,7 @@ async fn a_client_gets_its_tokens_and_then_is_told_when_to_come_back() {
         assert!(denial.detail.ends_with("; tokens_per_hour"), "{}", denial.detail);
     }
     let (_, metrics) = broker.ops("/metrics").await;
-    assert!(metrics.contains("p8broker_denials_total{reason=\"QUOTA_EXCEEDED\"} 4"), "{metrics}");
+    assert!(metrics.contains("p8broker_denials_total{reason=\"QUOTA_EXCEEDED\"} 5"), "{metrics}");
     // The decision that was told is found.
     let decision = status.get_error_details().error_info().unwrap().metadata["decision_id"].clone();
     assert!(denials(&broker).await.iter().any(|denial| denial.decision_id == decision));
