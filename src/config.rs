@@ -303,7 +303,16 @@ impl Config {
             out.push("unseal.previous_key_env: needs key_env".to_owned());
         }
         out.extend(self.bootstrap.operators.iter().enumerate().filter_map(|(at, text)| {
-            ClientId::parse(text).err().map(|error| format!("bootstrap.operators[{at}]: {error}"))
+            let wrong = match ClientId::parse(text) {
+                Err(error) => error.to_string(),
+                Ok(client) if client.issuer().is_some() => {
+                    format!(
+                        "`{client}` comes by token, and a sealed broker trusts no issuer; name who comes by certificate"
+                    )
+                }
+                Ok(_) => return None,
+            };
+            Some(format!("bootstrap.operators[{at}]: {wrong}"))
         }));
         if self.tls.reload_s == 0 || self.tls.max_connections == 0 {
             out.push("tls: reload_s and max_connections must be at least 1".to_owned());

@@ -1,14 +1,18 @@
 //! Rows of refusals: written asynchronously, and bounded, so that nobody fills the audit by being refused.
 //!
 //! Ten a second for one caller have rows of their own; the rest of that second becomes one summary row. Callers beyond
-//! [`MOST_CALLERS`] share one bucket. What is refused while sealed is kept, bounded, and written at the next unseal. A
+//! [`MOST_CALLERS`] share one bucket; so do those of one issuer whom nothing here names, because an issuer such as a public
+//! CI may vouch for anybody. What is refused while sealed is kept, bounded, and written at the next unseal. A
 //! peer without an identity never gets here.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
+use super::error::BrokerError;
 use super::{Broker, Caller, Phase};
 use crate::domain::audit::{AuditEvent, Outcome};
+use crate::domain::decide::DenyReason;
+use crate::domain::operator::Power;
 use crate::id::{DecisionId, Revision};
 
 /// Rows of one caller in one second.
@@ -43,9 +47,9 @@ impl Recent {
     /// Answers the rows to write now: this one, or the summaries of a second that is over.
     fn take(&mut self, event: AuditEvent) -> Vec<AuditEvent> {
         let mut out = self.roll(event.at.seconds());
-        let known = self.callers.contains_key(&event.caller);
-        let name =
-            if known || self.callers.len() < MOST_CALLERS { event.caller.clone() } else { "(others)".to_owned() };
+        let name = shared_bucket(&event).unwrap_or_else(|| event.caller.clone());
+        let known = self.callers.contains_key(&name);
+        let name = if known || self.callers.len() < MOST_CALLERS { name } else { "(others)".to_owned() };
         let bucket = self.callers.entry(name).or_insert(Bucket { rows: 0, summarised: None });
         if bucket.rows < MOST_ROWS {
             bucket.rows = bucket.rows.saturating_add(1);
@@ -70,6 +74,14 @@ impl Recent {
             })
             .collect()
     }
+}
+
+/// The bucket of a caller whom an issuer vouches for, and whom no policy or operator names.
+fn shared_bucket(event: &AuditEvent) -> Option<String> {
+    let lacks_power = BrokerError::LacksPower(Power::Administer);
+    let strangers = [DenyReason::NoPolicy.as_str(), BrokerError::NotAnOperator.reason(), lacks_power.reason()];
+    let (issuer, _) = event.caller.strip_prefix("oidc:")?.split_once(':')?;
+    strangers.contains(&event.reason.as_str()).then(|| format!("oidc:{issuer}"))
 }
 
 impl Broker {

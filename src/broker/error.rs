@@ -1,7 +1,7 @@
 //! Everything that can go wrong in a use case, each with one stable reason.
 
 use super::Refusal;
-use crate::domain::decide::Denial;
+use crate::domain::decide::{Denial, DenyReason};
 use crate::domain::document::Violation;
 use crate::domain::operator::Power;
 use crate::domain::quota::Bound;
@@ -144,9 +144,9 @@ pub enum BrokerError {
         /// Why that is in the way.
         why: &'static str,
     },
-    /// The client is revoked.
-    #[error("this client is revoked; an administrator can reinstate it")]
-    ClientRevoked,
+    /// The caller is not whom this state knows by its name, such as a revoked client.
+    #[error("{}", .0.safe_message())]
+    Refused(DenyReason),
     /// A key is never reinstated.
     #[error("a revoked key is never reinstated; import a new one")]
     KeyIsGone,
@@ -175,6 +175,12 @@ pub enum BrokerError {
     /// The key that a token names did not sign it.
     #[error("key {0} did not sign this: it was changed or made up")]
     SignatureWrong(KeyId),
+    /// Nobody could lift the seal.
+    #[error(
+        "no operator with the power `unseal` has a certificate's name and is not revoked, and tokens are not taken while the \
+         vault is sealed: nobody could lift the seal; give the power to such an operator first"
+    )]
+    NobodyCouldUnseal,
     /// Nobody could administer any more.
     #[error(
         "`{0}` is the last administrator that is not revoked: nobody could ever reinstate it; make another one first"
@@ -249,7 +255,7 @@ impl BrokerError {
             Self::TooManyKeys { .. } => "TOO_MANY_KEYS",
             Self::UserHasKey { .. } => "USER_HAS_KEY",
             Self::KeyState { .. } => "KEY_STATE",
-            Self::ClientRevoked => "CLIENT_REVOKED",
+            Self::Refused(reason) => reason.as_str(),
             Self::KeyIsGone => "KEY_IS_GONE",
             Self::TokenStaysRevoked => "TOKEN_STAYS_REVOKED",
             Self::HistoryUnchanged => "HISTORY_UNCHANGED",
@@ -257,6 +263,7 @@ impl BrokerError {
             Self::TooManyWatches(_) => "TOO_MANY_WATCHES",
             Self::NotAToken(_) => "NOT_A_TOKEN",
             Self::SignatureWrong(_) => "SIGNATURE_WRONG",
+            Self::NobodyCouldUnseal => "NOBODY_COULD_UNSEAL",
             Self::LastAdministrator(_) => "LAST_ADMINISTRATOR",
             Self::NotAnOperator => "NOT_AN_OPERATOR",
             Self::AuditNotWhole(_) => "AUDIT_NOT_WHOLE",

@@ -62,8 +62,8 @@ impl Broker {
     pub async fn introspect(&self, caller: &Caller, id: &TokenId) -> Result<Introspected, BrokerError> {
         let open = self.open()?;
         let state = open.follow.catch_up().await?;
-        if state.refuses(&caller.principal).is_some() {
-            return Err(BrokerError::ClientRevoked);
+        if let Some(reason) = state.refuses(&caller.principal) {
+            return Err(BrokerError::Refused(reason));
         }
         let sees_all =
             [Power::Audit, Power::Revoke].iter().any(|power| state.operator_with(&caller.principal, *power).is_some());

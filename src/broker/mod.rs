@@ -352,6 +352,7 @@ impl Broker {
     /// Stops: what is queued is committed, then the ledger ends and the database is closed.
     pub async fn stop(&self) {
         self.flush_all_denials();
+        self.flush_shadows().await;
         let open = self.open().ok();
         self.phase.store(Arc::new(Phase::Sealed("the broker is stopping".to_owned())));
         self.begin_stop();

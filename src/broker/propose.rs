@@ -139,6 +139,7 @@ impl Broker {
         };
         let changed = open.ledger.change(asker, Box::new(propose)).await?;
         let steps = std::mem::take(&mut *steps.lock().unwrap_or_else(PoisonError::into_inner));
+        self.forget_shadows_of(&steps).await;
         Ok(Approved { steps, revision: changed.state.head().revision })
     }
 

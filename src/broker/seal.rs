@@ -237,9 +237,14 @@ impl Broker {
     /// Seals the vault, on every replica, until somebody with the power lifts it. Answers the revision that sealed it.
     ///
     /// # Errors
-    /// Where the caller lacks the power, or the seal can't be recorded.
+    /// Where the caller lacks the power, nobody could lift the seal, or it can't be recorded.
     pub async fn seal(&self, caller: &Caller, reason: String) -> Result<Revision, BrokerError> {
-        let propose = move |_: &State, _: &Keyring| Ok(Proposal::of(Change::VaultSealed { reason: reason.clone() }));
+        let propose = move |state: &State, _: &Keyring| {
+            if !state.could_be_unsealed() {
+                return Err(BrokerError::NobodyCouldUnseal);
+            }
+            Ok(Proposal::of(Change::VaultSealed { reason: reason.clone() }))
+        };
         let changed = self.change(caller, Power::Unseal, Box::new(propose)).await?;
         // Shares given towards a rekey do not outlive the seal in memory.
         *self.sealing.lock().await = Sealing::default();

@@ -232,8 +232,8 @@ impl Broker {
         let open = self.open()?;
         let state = open.follow.catch_up().await?;
         let client = caller.client();
-        if state.refuses(&caller.principal).is_some() {
-            return Err(BrokerError::ClientRevoked);
+        if let Some(reason) = state.refuses(&caller.principal) {
+            return Err(BrokerError::Refused(reason));
         }
         let (tell, told) = mpsc::channel(QUEUE);
         // A revision that this history does not have, or has anew since an operator accepted that it was lost.

@@ -19,9 +19,9 @@ pub(super) enum ShadowCommand {
 impl ShadowCommand {
     pub(super) async fn run(self, connection: &Connection, print: &Printer) -> Result<(), CliError> {
         let Self::Report = self;
-        let counts =
-            client(connection).await?.report_shadows(proto::ReportShadowsRequest {}).await?.into_inner().counts;
-        let object = json!({ "counts": counts.iter().map(count_json).collect::<Vec<Value>>() });
+        let report = client(connection).await?.report_shadows(proto::ReportShadowsRequest {}).await?.into_inner();
+        let (counts, has_more) = (report.counts, report.has_more);
+        let object = json!({ "counts": counts.iter().map(count_json).collect::<Vec<Value>>(), "has_more": has_more });
         print.answer(&object, || {
             if counts.is_empty() {
                 return "nothing that is in shadow mode would have refused anything".to_owned();
@@ -33,7 +33,9 @@ impl ShadowCommand {
                     it.count, it.kind, it.name, it.reason, it.client, it.app_group
                 )
             };
-            counts.iter().map(line).collect::<Vec<_>>().join("\n")
+            let rest =
+                has_more.then(|| "there are more, of less often; tighten or drop some of these first".to_owned());
+            counts.iter().map(line).chain(rest).collect::<Vec<_>>().join("\n")
         })
     }
 }

@@ -215,7 +215,10 @@ where
             let caller = match token {
                 Ok(None) => gate.certified(&peer),
                 Ok(Some(token)) => gate.vouched(&peer, &token).await,
-                Err(status) => Err(status),
+                Err(malformed) => {
+                    gate.broker.metrics().bearer_refusals.with_label_values(&[malformed.reason()]).inc();
+                    Err(malformed.into())
+                }
             };
             let caller = match caller.and_then(|caller| gate.admit(row, caller)) {
                 Ok(caller) => caller,
@@ -239,7 +242,7 @@ where
 }
 
 /// Takes the bearer token out of the headers (RFC 6750, section 2.1), so that nothing behind this sees or logs it.
-fn bearer_of(headers: &mut HeaderMap) -> Result<Option<Zeroizing<String>>, Status> {
+fn bearer_of(headers: &mut HeaderMap) -> Result<Option<Zeroizing<String>>, BearerError> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
     let (first, more) = (all.next(), all.next().is_some());
     let token = first.map(|value| {
@@ -251,7 +254,7 @@ fn bearer_of(headers: &mut HeaderMap) -> Result<Option<Zeroizing<String>>, Statu
     match token {
         None => Ok(None),
         Some(Some(token)) => Ok(Some(token)),
-        Some(None) => Err(BearerError::Malformed("authorization must be one `Bearer TOKEN`").into()),
+        Some(None) => Err(BearerError::Malformed("authorization must be one `Bearer TOKEN`")),
     }
 }
 

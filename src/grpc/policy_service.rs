@@ -162,8 +162,8 @@ impl PolicyService for Service {
             count: it.count,
             last: Some(millis_out(it.last)),
         };
-        let counts = self.0.shadows().await?.into_iter().map(one).collect();
-        Ok(Response::new(ReportShadowsResponse { counts }))
+        let (counts, has_more) = self.0.shadows().await?;
+        Ok(Response::new(ReportShadowsResponse { counts: counts.into_iter().map(one).collect(), has_more }))
     }
 
     async fn get_issuer(&self, request: Request<GetIssuerRequest>) -> Result<Response<GetIssuerResponse>, Status> {

@@ -42,8 +42,8 @@ impl Standing {
         match state.refuses(principal) {
             Some(DenyReason::IssuerNotTrusted) => Err(BearerError::IssuerUnknown.into()),
             // That the caller itself is revoked is the last word of its stream, after what was revoked with it.
-            Some(DenyReason::ClientRevoked) if !state.is_client_revoked(&principal.client) => {
-                Err(BrokerError::ClientRevoked.into())
+            Some(reason @ DenyReason::ClientRevoked) if !state.is_client_revoked(&principal.client) => {
+                Err(BrokerError::Refused(reason).into())
             }
             _ => Ok(&self.caller),
         }

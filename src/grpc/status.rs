@@ -44,6 +44,7 @@ impl From<BrokerError> for Status {
             | BrokerError::HistoryUnchanged
             | BrokerError::HistoryMoved { .. }
             | BrokerError::LastAdministrator(_)
+            | BrokerError::NobodyCouldUnseal
             | BrokerError::AuditNotWhole(_)
             | BrokerError::NotRevoked(_)
             | BrokerError::KeyFile(_)
@@ -91,7 +92,7 @@ impl From<BrokerError> for Status {
             | BrokerError::OutsideAppGroup(_)
             | BrokerError::NotAnOperator
             | BrokerError::OwnProposal
-            | BrokerError::ClientRevoked => Code::PermissionDenied,
+            | BrokerError::Refused(_) => Code::PermissionDenied,
             BrokerError::Invalid(violations) => {
                 add_violations(&mut details, violations);
                 Code::InvalidArgument
@@ -134,8 +135,8 @@ impl From<BearerError> for Status {
     fn from(error: BearerError) -> Self {
         let mut details = details(error.reason());
         let code = match error {
-            // The only one that is not the caller's to mend.
-            BearerError::IssuerUnavailable => {
+            // The only ones that are not the caller's to mend.
+            BearerError::IssuerUnavailable | BearerError::IssuerChanged => {
                 details.set_retry_info(Some(ISSUER_RETRY));
                 Code::Unavailable
             }

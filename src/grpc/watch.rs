@@ -15,6 +15,7 @@ use super::proto::watch_response::Event;
 use super::proto::{Heartbeat, Resynchronise, TokensRevoked, WatchResponse};
 use super::standing::Standing;
 use crate::broker::{Broker, BrokerError, Happened, Told, Watch};
+use crate::domain::decide::DenyReason;
 use crate::domain::target::Target;
 use crate::id::Revision;
 
@@ -72,7 +73,7 @@ impl Stream for WatchStream {
                 // The last word of a revoked client's watch is that it is revoked.
                 if matches!(&happened, Happened::Revoked(Target::Client(_), ids) if ids.is_empty()) {
                     if this.watch.is_client_revoked() {
-                        return this.end(BrokerError::ClientRevoked.into());
+                        return this.end(BrokerError::Refused(DenyReason::ClientRevoked).into());
                     }
                     context.waker().wake_by_ref();
                     return Poll::Pending;
@@ -101,7 +102,7 @@ impl Stream for WatchStream {
                     return this.end(status);
                 }
                 if this.watch.is_client_revoked() {
-                    return this.end(BrokerError::ClientRevoked.into());
+                    return this.end(BrokerError::Refused(DenyReason::ClientRevoked).into());
                 }
                 let pause = this.next_pause();
                 this.heartbeat.as_mut().reset(Instant::now() + pause);

@@ -304,8 +304,12 @@ pub trait Store: Send + Sync + 'static {
     /// Adds to the counts of shadow mode, and forgets those not raised since `forget`.
     async fn add_shadows(&self, counts: &[ShadowCount], forget: UnixMillis) -> Result<(), StoreError>;
 
-    /// Counts of shadow mode, most often first, at most `limit`.
-    async fn shadows(&self, limit: u32) -> Result<Vec<ShadowCount>, StoreError>;
+    /// Counts of shadow mode of these policies and ceilings, each by kind and name (`policy NAME`), most often first, at
+    /// most `limit`.
+    async fn shadows(&self, of: &[String], limit: u32) -> Result<Vec<ShadowCount>, StoreError>;
+
+    /// Forgets the counts of these policies and ceilings.
+    async fn forget_shadows(&self, of: &[String]) -> Result<(), StoreError>;
 
     /// Makes sure that what was deleted before is in no file any more.
     async fn scrub(&self) -> Result<(), StoreError>;

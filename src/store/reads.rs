@@ -316,8 +316,23 @@ fn replica(row: &impl Columns) -> Result<Replica, StoreError> {
     })
 }
 
-pub(super) async fn shadows(ask: &impl Ask, limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
-    ask.ask(sql::SHADOWS.to_owned(), &[Value::Integer(i64::from(limit))]).await?.iter().map(shadow).collect()
+pub(super) async fn shadows(ask: &impl Ask, of: &[String], limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
+    let of = between_commas(of);
+    let values = [Value::Text(&of), Value::Integer(i64::from(limit))];
+    ask.ask(sql::SHADOWS.to_owned(), &values).await?.iter().map(shadow).collect()
+}
+
+/// A list as the statements about counts of shadow mode take it.
+pub(super) fn between_commas(of: &[String]) -> String {
+    format!(",{},", of.join(","))
+}
+
+/// Counts of shadow mode as one JSON text.
+pub(super) fn shadows_json(counts: &[ShadowCount]) -> String {
+    let one = |ShadowCount { key, count, last }: &ShadowCount| {
+        serde_json::json!([key.kind, key.name, key.reason, key.client, key.app_group, count, last.0])
+    };
+    serde_json::Value::from_iter(counts.iter().map(one)).to_string()
 }
 
 fn shadow(row: &impl Columns) -> Result<ShadowCount, StoreError> {

@@ -127,6 +127,80 @@ async fn a_job_with_a_token_and_no_certificate_gets_what_its_claims_are_granted(
 }
 
 #[tokio::test]
+async fn strangers_whom_one_issuer_vouches_for_share_the_rows_of_one_caller() {
+    let mut broker = Broker::start().await;
+    let vouching = Vouching::new();
+    broker.as_(OPERATOR).await.apply(trusting(&vouching, vouched_policy())).await.unwrap();
+    let token_of = |nth: u32| {
+        let mut claims = vouching.claims(&broker, 300);
+        claims["sub"] = json!(format!("repo:stranger-{nth}/fork:ref:refs/heads/main"));
+        claims["repository_id"] = json!(nth.to_string());
+        vouching.token(&claims)
+    };
+    for token in (0..15).map(token_of) {
+        let mut stranger = vouching.client(&broker, &token, None).await;
+        assert_eq!(refused(stranger.issue(ask()).await).1, "NO_POLICY");
+        assert_eq!(refused(stranger.key.list_keys(proto::ListKeysRequest::default()).await).1, "NOT_AN_OPERATOR");
+    }
+    // Whom a policy names has rows of its own.
+    let token = vouching.token(&vouching.claims(&broker, 300));
+    let admin = proto::IssueTokenRequest { role: proto::Role::Admin.into(), ..ask() };
+    let named = refused(vouching.client(&broker, &token, None).await.issue(admin).await);
+    assert_eq!(named.1, "ROLE_NOT_GRANTED");
+    broker.clock.advance(Duration::from_secs(1));
+    broker.inner().flush_denials();
+    let mut operator = broker.as_(OPERATOR).await;
+    eventually("ten rows and one summary of strangers", async || {
+        let events = operator.all_events().await;
+        let denied = events.iter().filter(|event| event.outcome() == proto::Outcome::Denied);
+        let (theirs, own): (Vec<_>, Vec<_>) = denied.partition(|event| event.caller.contains("stranger-"));
+        let summarised = theirs.iter().any(|event| event.detail.starts_with("20 more refusals"));
+        theirs.len() == 11 && summarised && own.len() == 1
+    })
+    .await;
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_seal_that_nobody_could_lift_is_refused() {
+    let mut broker = Broker::start().await;
+    let vouching = Vouching::new();
+    let mut admin = broker.as_(OPERATOR).await;
+    let powers = |powers: &[proto::Power]| powers.iter().map(|power| i32::from(*power)).collect::<Vec<_>>();
+    let by_token = proto::Operator {
+        name: "by-token".to_owned(),
+        clients: vouched_policy().clients,
+        powers: powers(&[proto::Power::Unseal]),
+        app_groups: vec![],
+    };
+    let by_certificate = |powers| proto::Operator {
+        name: "bootstrap-1".to_owned(),
+        clients: vec![spiffe(OPERATOR)],
+        powers,
+        app_groups: vec![],
+    };
+    let document = proto::Document {
+        operators: vec![by_token, by_certificate(powers(&[proto::Power::Administer]))],
+        ..trusting(&vouching, vouched_policy())
+    };
+    admin.apply(document).await.unwrap();
+    let token = vouching.token(&vouching.claims(&broker, 300));
+    let mut sealer = vouching.client(&broker, &token, None).await;
+    let seal = || proto::SealRequest { reason: "an incident".to_owned() };
+    let refusal = refused(sealer.system.seal(seal()).await);
+    assert_eq!(refusal, (Code::FailedPrecondition, "NOBODY_COULD_UNSEAL".to_owned()));
+    vouching.client(&broker, &token, None).await.issue(ask()).await.unwrap();
+    let both = powers(&[proto::Power::Administer, proto::Power::Unseal]);
+    let operators = vec![by_certificate(both)];
+    admin.apply(proto::Document { operators, ..proto::Document::default() }).await.unwrap();
+    sealer.system.seal(seal()).await.unwrap();
+    assert_eq!(refused(sealer.issue(ask()).await).1, "SEALED");
+    admin.system.unseal(proto::UnsealRequest::default()).await.unwrap();
+    sealer.issue(ask()).await.unwrap();
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn a_bad_token_is_refused_also_beside_a_good_certificate() {
     let mut broker = Broker::start().await;
     let vouching = Vouching::new();
@@ -136,6 +210,14 @@ async fn a_bad_token_is_refused_also_beside_a_good_certificate() {
         let refusal = refused(vouching.client(&broker, token, Some(CLIENT)).await.issue(ask()).await);
         assert_eq!(refusal, (Code::Unauthenticated, reason.to_owned()));
     }
+    // No token at all; refused before it is looked at, and counted all the same.
+    let mut request = tonic::Request::new(ask());
+    request.metadata_mut().insert("authorization", "Basic aGk6aG8=".parse().unwrap());
+    let refusal = refused(broker.as_(CLIENT).await.token.issue_token(request).await);
+    assert_eq!(refusal, (Code::Unauthenticated, "BEARER_MALFORMED".to_owned()));
+    let (_, metrics) = broker.ops("/metrics").await;
+    let counted = r#"p8broker_bearer_refusals_total{reason="BEARER_MALFORMED"} 2"#;
+    assert!(metrics.contains(counted), "{metrics}");
     // Neither a token nor a certificate.
     let nobody = Target { certificate: None, ..broker.target(CLIENT) };
     let refusal = refused(Client::new(nobody.connect().await.unwrap()).issue(ask()).await);

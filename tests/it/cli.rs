@@ -382,6 +382,9 @@ async fn a_bad_configuration_is_refused_with_suggestions() {
     assert!(code == 2 && error.contains("did you mean `certificate`?"), "{error}");
     let (code, error) = check(&good.replace("acme.internal\"]", "ACME\"]"), &[]);
     assert!(code == 2 && error.contains("is not a trust domain"), "{error}");
+    let by_token = r#"operators = ["oidc:corp:root", "#;
+    let (code, error) = check(&good.replace("operators = [", by_token), &[]);
+    assert!(code == 2 && error.contains("bootstrap.operators[0]") && error.contains("by certificate"), "{error}");
     let (code, error) = check(&good, &[("P8BROKER_LISTEN__GRPC", "nowhere")]);
     assert!(code == 2 && error.contains("listen"), "{error}");
     let (code, error) = check(&good, &[("P8BROKER_LISTEN__GRCP", "127.0.0.1:1")]);

@@ -56,6 +56,20 @@ async fn what_only_counts_refuses_nothing_and_is_reported() {
     operator.apply(document).await.unwrap();
     assert_eq!(refused(client.issue(ask()).await).1, "ROLE_OVER_CEILING");
     assert_eq!(report(&mut operator).await, [text("policy", "tight", "SCOPE_REQUIRED", 2)]);
+    // Back in shadow mode it is counted anew, and so is what has changed; what stays the same is not.
+    operator.apply(shadows()).await.unwrap();
+    assert_eq!(report(&mut operator).await, [text("policy", "tight", "SCOPE_REQUIRED", 2)]);
+    let mut document = shadows();
+    document.policies[0].max_ttl = duration(100);
+    client.issue(ask()).await.unwrap();
+    operator.apply(document).await.unwrap();
+    assert_eq!(report(&mut operator).await, [text("ceiling", "no-app-managers", "ROLE_OVER_CEILING", 1)]);
+    // What waits to be added is, before a restart.
+    client.issue(ask()).await.unwrap();
+    broker.restart().await;
+    let expected =
+        [text("ceiling", "no-app-managers", "ROLE_OVER_CEILING", 2), text("policy", "tight", "SCOPE_REQUIRED", 1)];
+    assert_eq!(report(&mut broker.as_(OPERATOR).await).await, expected);
     broker.stop().await;
 }
 

@@ -223,6 +223,12 @@ impl State {
         others.any(|pattern| self.may_act(pattern, |_| true))
     }
 
+    /// Whether somebody could lift an operator's seal: by the name in a certificate, as a sealed broker trusts no issuer.
+    pub fn could_be_unsealed(&self) -> bool {
+        let mut holders = self.data.operators.values().filter(|operator| operator.powers.contains(&Power::Unseal));
+        holders.any(|it| it.clients.iter().any(|name| name.issuer().is_none() && self.may_act(name, |_| true)))
+    }
+
     /// Whether some changes take two operators.
     pub fn asks_for_approval(&self) -> bool {
         self.data.ceilings.values().any(|ceiling| ceiling.require_approval && !ceiling.shadow)

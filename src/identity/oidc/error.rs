@@ -43,6 +43,9 @@ pub enum BearerError {
     /// It is bound to a key that this connection does not show.
     #[error("the bearer token is bound to a certificate or key that is not the one of this connection")]
     Confirmation,
+    /// The record of the issuer changed while its keys were fetched.
+    #[error("what this broker knows of the bearer token's issuer has just changed; ask again with the same token")]
+    IssuerChanged,
     /// The issuer's keys can't be had.
     #[error("the keys of the bearer token's issuer can't be had right now; try again in a minute")]
     IssuerUnavailable,
@@ -65,6 +68,7 @@ impl BearerError {
             Self::Subject => "BEARER_SUBJECT",
             Self::Claims => "BEARER_CLAIMS",
             Self::Confirmation => "BEARER_CONFIRMATION",
+            Self::IssuerChanged => "ISSUER_CHANGED",
             Self::IssuerUnavailable => "ISSUER_UNAVAILABLE",
         }
     }

@@ -149,7 +149,7 @@ impl Verifier {
         let key = source.verify(&presented).await?;
         // Keys may have been waited for. What was decided about the issuer meanwhile holds for this token, too.
         if issuer_of(url).is_none_or(|now| now != issuer) {
-            return Err(BearerError::IssuerUnavailable);
+            return Err(BearerError::IssuerChanged);
         }
         let times = Times::of(&presented.payload)?;
         times.check(self.now(), &issuer)?;

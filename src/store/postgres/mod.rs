@@ -302,24 +302,23 @@ impl Store for PostgresStore {
 
     async fn add_shadows(&self, counts: &[ShadowCount], forget: UnixMillis) -> Result<(), StoreError> {
         on_reader(&self.readers, async |connection| {
-            for ShadowCount { key, count, last } in counts {
-                let add = sqlx::query(sql::ADD_SHADOW)
-                    .bind(&key.kind)
-                    .bind(&key.name)
-                    .bind(&key.reason)
-                    .bind(&key.client)
-                    .bind(&key.app_group)
-                    .bind(signed(*count))
-                    .bind(last.0);
-                add.execute(&mut *connection).await?;
-            }
-            sqlx::query(sql::FORGET_SHADOWS).bind(forget.0).execute(connection).await.map(drop)
+            let add = AssertSqlSafe(sql::add_shadows("jsonb_array_elements($1::jsonb) as each (value)"));
+            sqlx::query(add).bind(reads::shadows_json(counts)).execute(&mut *connection).await?;
+            sqlx::query(sql::FORGET_OLD_SHADOWS).bind(forget.0).execute(connection).await.map(drop)
         })
         .await
     }
 
-    async fn shadows(&self, limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
-        reads::shadows(&self.readers, limit).await
+    async fn shadows(&self, of: &[String], limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
+        reads::shadows(&self.readers, of, limit).await
+    }
+
+    async fn forget_shadows(&self, of: &[String]) -> Result<(), StoreError> {
+        on_reader(&self.readers, async |connection| {
+            let forget = sqlx::query(sql::FORGET_SHADOWS).bind(reads::between_commas(of));
+            forget.execute(connection).await.map(drop)
+        })
+        .await
     }
 
     async fn replicas(&self) -> Result<Vec<Replica>, StoreError> {

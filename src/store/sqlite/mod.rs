@@ -220,24 +220,20 @@ impl Store for SqliteStore {
     async fn add_shadows(&self, counts: &[ShadowCount], forget: UnixMillis) -> Result<(), StoreError> {
         let mut writer = self.writer().await?;
         let mut transaction = writer.begin_with("begin immediate").await.map_err(classify)?;
-        for ShadowCount { key, count, last } in counts {
-            let add = sqlx::query(sql::ADD_SHADOW)
-                .bind(&key.kind)
-                .bind(&key.name)
-                .bind(&key.reason)
-                .bind(&key.client)
-                .bind(&key.app_group)
-                .bind(signed(*count))
-                .bind(last.0);
-            add.execute(&mut *transaction).await.map_err(classify)?;
-        }
-        let forget = sqlx::query(sql::FORGET_SHADOWS).bind(forget.0).execute(&mut *transaction).await;
+        let add = sqlx::query(AssertSqlSafe(sql::add_shadows("json_each($1)"))).bind(reads::shadows_json(counts));
+        add.execute(&mut *transaction).await.map_err(classify)?;
+        let forget = sqlx::query(sql::FORGET_OLD_SHADOWS).bind(forget.0).execute(&mut *transaction).await;
         forget.map_err(classify)?;
         transaction.commit().await.map_err(classify)
     }
 
-    async fn shadows(&self, limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
-        reads::shadows(&self.readers, limit).await
+    async fn shadows(&self, of: &[String], limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
+        reads::shadows(&self.readers, of, limit).await
+    }
+
+    async fn forget_shadows(&self, of: &[String]) -> Result<(), StoreError> {
+        let forget = sqlx::query(sql::FORGET_SHADOWS).bind(reads::between_commas(of));
+        forget.execute(&mut *self.writer().await?).await.map(drop).map_err(classify)
     }
 
     async fn replicas(&self) -> Result<Vec<Replica>, StoreError> {

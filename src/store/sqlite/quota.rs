@@ -1,5 +1,7 @@
 //! Counting against quotas, within the transaction of the rows.
 
+use std::collections::HashMap;
+
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
@@ -29,13 +31,14 @@ pub(super) async fn count(connection: &mut SqliteConnection, asks: &[QuotaAsk]) 
     let keys: Vec<_> = asks.iter().map(|ask| json!([ask.policy, ask.client, ask.tokens, ask.fresh])).collect();
     let query = sqlx::query(COUNT).bind(json!(keys).to_string()).bind(now_ms);
     let rows = query.fetch_all(connection).await.map_err(classify)?;
+    let asked: HashMap<_, _> = asks.iter().map(|ask| ((ask.policy.as_str(), ask.client.as_str()), ask)).collect();
     let mut left = Vec::new();
     for row in &rows {
         let (policy, client): (&str, &str) = (row.try_get(0).map_err(classify)?, row.try_get(1).map_err(classify)?);
         let number = |at: usize| row.try_get::<i64, _>(at).map_err(classify);
         let counted =
             Counted { hour: number(2)?, hour_count: number(3)?, minute: number(4)?, minute_count: number(5)?, now_ms };
-        if let Some(ask) = asks.iter().find(|ask| ask.policy == policy && ask.client == client) {
+        if let Some(ask) = asked.get(&(policy, client)) {
             left.extend(ask.exceeds(&counted));
         }
     }

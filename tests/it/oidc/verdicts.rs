@@ -189,7 +189,7 @@ async fn an_issuer_that_changes_while_its_keys_are_fetched_vouches_for_nobody() 
     eventually("the keys are asked for", async || provider.requests(JWKS) == 1).await;
     *world.issuer.lock().unwrap() = None;
     release.send_replace(true);
-    assert_eq!(waiting.join_all().await, ["ISSUER_UNAVAILABLE"]);
+    assert_eq!(waiting.join_all().await, ["ISSUER_CHANGED"]);
     assert_eq!(world.reason(&token).await, "BEARER_ISSUER_UNKNOWN");
 }
 

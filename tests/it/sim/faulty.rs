@@ -358,8 +358,12 @@ impl Store for Faulty {
         self.read(self.inner.add_shadows(counts, forget)).await
     }
 
-    async fn shadows(&self, limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
-        self.read(self.inner.shadows(limit)).await
+    async fn shadows(&self, of: &[String], limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
+        self.read(self.inner.shadows(of, limit)).await
+    }
+
+    async fn forget_shadows(&self, of: &[String]) -> Result<(), StoreError> {
+        self.read(self.inner.forget_shadows(of)).await
     }
 
     async fn forget_quotas(&self) -> Result<(), StoreError> {

@@ -154,8 +154,12 @@ impl Store for Faulty {
         self.inner.add_shadows(counts, forget).await
     }
 
-    async fn shadows(&self, limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
-        self.inner.shadows(limit).await
+    async fn shadows(&self, of: &[String], limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
+        self.inner.shadows(of, limit).await
+    }
+
+    async fn forget_shadows(&self, of: &[String]) -> Result<(), StoreError> {
+        self.inner.forget_shadows(of).await
     }
 
     async fn forget_quotas(&self) -> Result<(), StoreError> {
