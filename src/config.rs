@@ -3,6 +3,8 @@
 //! `P8BROKER_LISTEN__GRPC=0.0.0.0:8443` sets `listen.grpc`: two underscores go one level down. Unknown keys are refused
 //! with the nearest known one. Everything that is wrong is said at once where it can be. `P8BROKER_STORE_URL` is short for
 //! `P8BROKER_STORE__URL`.
+//!
+//! Over 400 lines, as a setting, its default and what may be wrong with it are read together.
 
 mod store;
 

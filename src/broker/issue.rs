@@ -5,6 +5,8 @@
 //! The order is what P4 and P5 rest on: a token exists in memory before its row does, and leaves only after. A quota that
 //! is known to be used up is refused between (1) and (2), before anything is signed or asked.
 //!
+//! Over 400 lines, as the steps of a token are read as one.
+//!
 //! # Invariants
 //! - P4: the answer is built after the row is durable.
 //! - P5: the row is durable only at the head of the decision, so a token is listed in a revoke or decided after it.

@@ -1,4 +1,6 @@
 //! The use cases. One replica is one [`Broker`]; each use case is one file, readable top to bottom as its steps.
+//!
+//! Over 400 lines, as the parts of a replica, its phases and what every use case asks first are here, and nothing else.
 
 mod access;
 mod apply;

@@ -6,6 +6,8 @@
 //! the replicas; shake hands with one after the other, each for a short time, until one answers.
 //!
 //! [`Watcher`] hears what was revoked; [`TokenSource`] holds a token that is always fresh.
+//!
+//! Over 400 lines, as what a caller may set and what becomes of it stand beside each other.
 
 mod held;
 mod token_source;

@@ -17,7 +17,7 @@ use super::policy::Policy;
 use super::role::RoleSet;
 use super::state::State;
 use crate::clock::UnixMillis;
-use crate::id::{AppGroupName, CeilingName};
+use crate::id::CeilingName;
 pub(super) use issuers::of_issuer;
 
 /// Most lines about one thing; the rest are counted.
@@ -161,9 +161,15 @@ pub(super) fn of_ceiling(old: Option<&Ceiling>, new: Option<&Ceiling>, before: &
     if [old, new].into_iter().flatten().all(|ceiling| ceiling.shadow) {
         return vec![ONLY_COUNTS.to_owned()];
     }
-    let touched = |group: &AppGroupName| [old, new].into_iter().flatten().any(|ceiling| ceiling.holds_for(group));
+    let every = [old, new].into_iter().flatten().any(|ceiling| ceiling.app_groups.is_none());
+    let named: BTreeSet<_> = [old, new].into_iter().flatten().flat_map(|it| it.app_groups.iter().flatten()).collect();
+    let touched: Vec<_> = if every {
+        after.policies().values().collect()
+    } else {
+        named.into_iter().flat_map(|group| after.policies_of(group)).collect()
+    };
     let mut out = Vec::new();
-    for policy in after.policies().values().filter(|policy| touched(&policy.app_group) && !policy.shadow) {
+    for policy in touched.into_iter().filter(|policy| !policy.shadow) {
         if before.policies().get(&policy.name) != Some(policy) {
             continue;
         }

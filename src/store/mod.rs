@@ -14,6 +14,7 @@ pub mod postgres;
 mod quota;
 mod reads;
 mod schema;
+mod shadow;
 mod sql;
 pub mod sqlite;
 
@@ -26,6 +27,7 @@ use crate::vault::audit_chain::WriterEnd;
 use crate::vault::log::SealedRecord;
 use crate::vault::unseal::SealRow;
 pub use quota::{QuotaAsk, QuotaLeft};
+pub use shadow::{ShadowCount, ShadowKey};
 
 /// Why the database did not do it, whatever the engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -187,32 +189,6 @@ pub struct Replica {
     pub started: UnixMillis,
     /// When it said so.
     pub seen: UnixMillis,
-}
-
-/// What was counted in shadow mode: what would have refused, why, and whom.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ShadowKey {
-    /// `policy` or `ceiling`.
-    pub kind: String,
-    /// Its name.
-    pub name: String,
-    /// Why it would have refused.
-    pub reason: String,
-    /// Whom.
-    pub client: String,
-    /// For which app group.
-    pub app_group: String,
-}
-
-/// How often something would have refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShadowCount {
-    /// What.
-    pub key: ShadowKey,
-    /// How often.
-    pub count: u64,
-    /// When last.
-    pub last: UnixMillis,
 }
 
 /// One way in which an acknowledged commit could be lost, or time be misread.

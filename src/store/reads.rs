@@ -1,8 +1,7 @@
 //! Questions to the tables, written once for both engines: an engine says how a statement is sent, and how a column is read.
 
 use super::{
-    AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Replica, SealedKey, ShadowCount, ShadowKey, StoreError,
-    StoredEnd, Under, sql,
+    AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Replica, SealedKey, StoreError, StoredEnd, Under, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditEvent, AuditFilter, AuditRow, AuditedToken, LiveToken, Outcome};
@@ -313,39 +312,6 @@ fn replica(row: &impl Columns) -> Result<Replica, StoreError> {
         revision: revision(row, 3)?,
         started: UnixMillis(row.integer(4)?),
         seen: UnixMillis(row.integer(5)?),
-    })
-}
-
-pub(super) async fn shadows(ask: &impl Ask, of: &[String], limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
-    let of = between_commas(of);
-    let values = [Value::Text(&of), Value::Integer(i64::from(limit))];
-    ask.ask(sql::SHADOWS.to_owned(), &values).await?.iter().map(shadow).collect()
-}
-
-/// A list as the statements about counts of shadow mode take it.
-pub(super) fn between_commas(of: &[String]) -> String {
-    format!(",{},", of.join(","))
-}
-
-/// Counts of shadow mode as one JSON text.
-pub(super) fn shadows_json(counts: &[ShadowCount]) -> String {
-    let one = |ShadowCount { key, count, last }: &ShadowCount| {
-        serde_json::json!([key.kind, key.name, key.reason, key.client, key.app_group, count, last.0])
-    };
-    serde_json::Value::from_iter(counts.iter().map(one)).to_string()
-}
-
-fn shadow(row: &impl Columns) -> Result<ShadowCount, StoreError> {
-    Ok(ShadowCount {
-        key: ShadowKey {
-            kind: row.text(0)?,
-            name: row.text(1)?,
-            reason: row.text(2)?,
-            client: row.text(3)?,
-            app_group: row.text(4)?,
-        },
-        count: unsigned(row.integer(5)?)?,
-        last: UnixMillis(row.integer(6)?),
     })
 }
 

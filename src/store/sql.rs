@@ -34,24 +34,6 @@ pub(super) const FORGET_REPLICAS: &str = "delete from replica where seen_ms < $1
 pub(super) const REPLICAS: &str =
     "select name, version, phase, revision, started_ms, seen_ms from replica order by name";
 
-pub(super) const FORGET_OLD_SHADOWS: &str = "delete from shadow where last_ms < $1";
-/// `$1` is a list of kinds and names, each between commas.
-pub(super) const FORGET_SHADOWS: &str = "delete from shadow where $1 like '%,' || kind || ' ' || name || ',%'";
-pub(super) const SHADOWS: &str = "select kind, name, reason, client, app_group, count, last_ms from shadow \
-     where $1 like '%,' || kind || ' ' || name || ',%' \
-     order by count desc, kind, name, reason, client, app_group limit $2";
-
-/// Adds to any number of counts: they come as one JSON text, whose elements this engine has from `each`.
-pub(super) fn add_shadows(each: &'static str) -> String {
-    format!(
-        "insert into shadow (kind, name, reason, client, app_group, count, last_ms) \
-         select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, \
-         cast(value ->> 5 as bigint), cast(value ->> 6 as bigint) from {each} where true \
-         on conflict (kind, name, reason, client, app_group) do update set count = shadow.count + excluded.count, \
-         last_ms = case when excluded.last_ms > shadow.last_ms then excluded.last_ms else shadow.last_ms end"
-    )
-}
-
 /// Forgets quotas of hours that are over for long, and of hours that are far ahead; `hour` is the hour it is now, as this
 /// engine has it.
 pub(super) fn forget_quotas(hour: &'static str, locking: &'static str) -> String {

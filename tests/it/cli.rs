@@ -1,4 +1,6 @@
 //! The command line: what scripts outside of this project rely on.
+//!
+//! Over 400 lines, as it is the contract as a whole.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

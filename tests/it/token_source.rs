@@ -2,6 +2,8 @@
 //!
 //! Invariants are those of `src/client/token_source.rs`. Lives and pauses are short; nothing here waits for a time to pass
 //! but for what happens then.
+//!
+//! Over 400 lines, as every promise of the source is told over the same service.
 
 use std::sync::Arc;
 use std::time::Duration;

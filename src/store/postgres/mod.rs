@@ -4,6 +4,8 @@
 //! few read, each for one short query at a time; one listens. Every one of them is pinned at its start (`session`) to what
 //! the fence relies on, and refuses a standby.
 //!
+//! Over 400 lines, as every operation of the store is one function here, next to the others that share its connection.
+//!
 //! # Invariants
 //! - P4: an answer counts only after `ReadyForQuery` (PostgreSQL's protocol, "Extended Query"): a commit comes after the
 //!   row that a function returns, and may fail. So results are always read to their end.
@@ -28,7 +30,7 @@ use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
     Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
-    ShadowCount, Store, StoreError, StoredEnd, Under, sql,
+    ShadowCount, Store, StoreError, StoredEnd, Under, shadow, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -302,20 +304,20 @@ impl Store for PostgresStore {
 
     async fn add_shadows(&self, counts: &[ShadowCount], forget: UnixMillis) -> Result<(), StoreError> {
         on_reader(&self.readers, async |connection| {
-            let add = AssertSqlSafe(sql::add_shadows("jsonb_array_elements($1::jsonb) as each (value)"));
-            sqlx::query(add).bind(reads::shadows_json(counts)).execute(&mut *connection).await?;
-            sqlx::query(sql::FORGET_OLD_SHADOWS).bind(forget.0).execute(connection).await.map(drop)
+            let add = AssertSqlSafe(shadow::add("jsonb_array_elements($1::jsonb) as each (value)"));
+            sqlx::query(add).bind(shadow::json(counts)).execute(&mut *connection).await?;
+            sqlx::query(shadow::FORGET_OLD).bind(forget.0).execute(connection).await.map(drop)
         })
         .await
     }
 
     async fn shadows(&self, of: &[String], limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
-        reads::shadows(&self.readers, of, limit).await
+        shadow::read(&self.readers, of, limit).await
     }
 
     async fn forget_shadows(&self, of: &[String]) -> Result<(), StoreError> {
         on_reader(&self.readers, async |connection| {
-            let forget = sqlx::query(sql::FORGET_SHADOWS).bind(reads::between_commas(of));
+            let forget = sqlx::query(shadow::FORGET).bind(shadow::between_commas(of));
             forget.execute(connection).await.map(drop)
         })
         .await

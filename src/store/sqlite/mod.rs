@@ -25,7 +25,7 @@ use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
     Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
-    ShadowCount, Store, StoreError, StoredEnd, Under, sql,
+    ShadowCount, Store, StoreError, StoredEnd, Under, shadow, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -220,19 +220,19 @@ impl Store for SqliteStore {
     async fn add_shadows(&self, counts: &[ShadowCount], forget: UnixMillis) -> Result<(), StoreError> {
         let mut writer = self.writer().await?;
         let mut transaction = writer.begin_with("begin immediate").await.map_err(classify)?;
-        let add = sqlx::query(AssertSqlSafe(sql::add_shadows("json_each($1)"))).bind(reads::shadows_json(counts));
+        let add = sqlx::query(AssertSqlSafe(shadow::add("json_each($1)"))).bind(shadow::json(counts));
         add.execute(&mut *transaction).await.map_err(classify)?;
-        let forget = sqlx::query(sql::FORGET_OLD_SHADOWS).bind(forget.0).execute(&mut *transaction).await;
+        let forget = sqlx::query(shadow::FORGET_OLD).bind(forget.0).execute(&mut *transaction).await;
         forget.map_err(classify)?;
         transaction.commit().await.map_err(classify)
     }
 
     async fn shadows(&self, of: &[String], limit: u32) -> Result<Vec<ShadowCount>, StoreError> {
-        reads::shadows(&self.readers, of, limit).await
+        shadow::read(&self.readers, of, limit).await
     }
 
     async fn forget_shadows(&self, of: &[String]) -> Result<(), StoreError> {
-        let forget = sqlx::query(sql::FORGET_SHADOWS).bind(reads::between_commas(of));
+        let forget = sqlx::query(shadow::FORGET).bind(shadow::between_commas(of));
         forget.execute(&mut *self.writer().await?).await.map(drop).map_err(classify)
     }
 

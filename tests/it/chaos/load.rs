@@ -4,6 +4,8 @@
 //! revoke is about ask for fresh tokens, several at a time, at the very moment that it begins; in between they ask slowly,
 //! to see that they have an answer. The widest target then has few enough live tokens for the answer of the revoke alone to
 //! be its exposure, nearly always: a page that is read later would show what was committed too late as well.
+//!
+//! Over 400 lines, as clients, revoker and the count of what they saw share one state.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,6 @@
 //! A broker as tests use it: bound to a free port, filled with a sample, stopped as an assertion.
+//!
+//! Over 400 lines, as a test finds here all that it may ask of a broker.
 
 pub mod fleet;
 pub mod tables;

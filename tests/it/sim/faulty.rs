@@ -2,6 +2,8 @@
 //! the commit, carries out what it said had failed, loses notifications, and stops in the middle.
 //!
 //! What goes wrong is drawn from the seed; while all is calm, nothing does.
+//!
+//! Over 400 lines, as each operation of a store fails in its own ways.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

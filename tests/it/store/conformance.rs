@@ -1,4 +1,6 @@
 //! The suite that every engine passes: atomicity, durability, and the fence.
+//!
+//! Over 400 lines, as an engine passes all of it or is none.
 
 use std::path::Path;
 use std::sync::Arc;
