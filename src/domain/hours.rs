@@ -105,16 +105,20 @@ impl Hours {
     }
 
     /// The Unix second at which the hours that `now` lies within are over; `None` where it lies outside of them, and
-    /// for a time beyond the calendar. Hours that follow at once, such as 00:00 after 24:00, may count as hours of
-    /// their own: then this is that midnight.
+    /// for a time beyond the calendar. Hours that follow at once, such as 00:00 after 24:00, are hours of their own:
+    /// then this is that midnight.
     pub fn open_until(&self, now: UnixMillis) -> Option<i64> {
         let mut at = now.seconds();
-        let mut until = None;
+        let (mut started, mut until) = (None, None);
         // INVARIANT (INV-HOURS-1): where the zone's clock is set within the hours, it is read again from there. No zone
         // does that twice in a day; were it to, the answer would only be too early.
         for _ in 0..4 {
             let (moment, local) = self.wall_clock(at)?;
-            let Some(end) = self.end_of_hours(local) else { return until };
+            let Some((day, end)) = self.end_of_hours(local) else { return until };
+            if started.is_some_and(|started| started != day) {
+                return until;
+            }
+            started = Some(day);
             let end = end - (local - at);
             match self.next_setting(moment) {
                 Some(set) if set <= end => {
@@ -153,16 +157,16 @@ impl Hours {
         self.zone.following(moment).next().map(|setting| setting.timestamp().as_second())
     }
 
-    /// What the clock will show when the hours that this time lies within are over.
-    fn end_of_hours(&self, local: i64) -> Option<i64> {
+    /// The day on which the hours that this time lies within started, and what the clock will show when they are over.
+    fn end_of_hours(&self, local: i64) -> Option<(i64, i64)> {
         let (day, second) = (local.div_euclid(DAY_S), local.rem_euclid(DAY_S));
         let (from, until) = (i64::from(self.from) * MINUTE_S, i64::from(self.until) * MINUTE_S);
         let crosses_midnight = until <= from;
         let midnight = day * DAY_S;
         if second >= from && (crosses_midnight || second < until) && self.starts_on(day) {
-            return Some(midnight + until + if crosses_midnight { DAY_S } else { 0 });
+            return Some((day, midnight + until + if crosses_midnight { DAY_S } else { 0 }));
         }
-        (crosses_midnight && second < until && self.starts_on(day - 1)).then_some(midnight + until)
+        (crosses_midnight && second < until && self.starts_on(day - 1)).then_some((day - 1, midnight + until))
     }
 
     /// What the clock will show when hours next start.
