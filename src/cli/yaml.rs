@@ -84,7 +84,8 @@ impl Yaml {
             Some((file, line, column)) => {
                 let file = self.files.get(file).filter(|_| self.files.len() > 1);
                 let file = file.map(|name| format!("{name}:")).unwrap_or_default();
-                (format!("{file}{line}:{column}: {path}"), what)
+                let path = if path.is_empty() { String::new() } else { format!(": {path}") };
+                (format!("{file}{line}:{column}{path}"), what)
             }
         };
         out.into_iter().map(text).collect()
@@ -330,8 +331,10 @@ fn empty(shape: &Shape) -> Value {
 }
 
 fn nearest<'a>(text: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
-    let near = known.clone().min_by_key(|known| strsim::damerau_levenshtein(known, text));
-    let near = near.filter(|known| strsim::normalized_damerau_levenshtein(known, text) > 0.4);
+    let likeness =
+        |known: &str| strsim::normalized_damerau_levenshtein(&known.to_ascii_lowercase(), &text.to_ascii_lowercase());
+    let near = known.clone().map(|known| (likeness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
+    let near = near.filter(|(likeness, _)| *likeness > 0.4).map(|(_, known)| known);
     near.map_or_else(
         || format!("known are {}", known.collect::<Vec<_>>().join(", ")),
         |near| format!("did you mean `{near}`?"),

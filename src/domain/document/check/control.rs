@@ -28,6 +28,8 @@ impl Check {
         let default_url = kind.and_then(IssuerKind::default_url).map(ToOwned::to_owned);
         let url = match text.url.clone().or(default_url) {
             Some(url) => self.https(&field("url"), &url).and_then(|url| self.of_its_kind(&field("url"), kind, url)),
+            // Of a kind that is not known, it is not known whether it has one of its own.
+            None if kind.is_none() => None,
             None => self.refuse(&field("url"), "is missing: the `iss` of its tokens, such as https://issuer.example"),
         };
         let keys = match (&text.jwks_url, &text.jwks) {

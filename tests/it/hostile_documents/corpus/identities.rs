@@ -67,6 +67,7 @@ pub(super) const OFFLINE: &[Row] = &[
     ("an issuer without an address", CORP_URL, "\n", "issuers[4].url", "is missing"),
     ("keys without TLS", CORP_KEYS, "jwks_url: http://login.acme.internal/keys", "issuers[4].jwks_url", "https, without user"),
     ("keys from a file", CORP_KEYS, "jwks_url: file:///etc/passwd", "issuers[4].jwks_url", "https, without user"),
+    ("a kind in upper case, of an issuer that needs no url", "kind: github_actions", "kind: GITHUB_ACTIONS", "issuers[0].kind", "did you mean `github_actions`?"),
     ("a kind of issuer that nobody knows", "kind: oidc", "kind: saml", "issuers[4].kind", "none of those known"),
     ("a signature that is none", "[ES256]", "[none]", "issuers[4].algorithms[0]", "none of those known"),
     ("a signature with a shared secret", "[ES256]", "[ES256, HS256]", "issuers[4].algorithms[1]", "none of those known"),

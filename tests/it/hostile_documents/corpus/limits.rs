@@ -54,7 +54,7 @@ pub(super) const OFFLINE: &[Row] = &[
     ("a feature that writes beside operations", "[builds:read]", "[builds:write]", "policies[1].features", "make two policies of it"),
     ("a feature that writes where a scope is asked for", "features: [reviews:write]", "features: [reviews:write]\n    require_scope: true", "policies[2].features", "make two policies of it"),
     ("a role that is not Apple's", "[APP_MANAGER, DEVELOPER]", "[APP_MANAGER, KING]", "policies[0].roles[1]", "none of those known"),
-    ("a role in lower case", "[APP_MANAGER, DEVELOPER]", "[admin]", "policies[0].roles[0]", "none of those known"),
+    ("a role in lower case", "[APP_MANAGER, DEVELOPER]", "[admin]", "policies[0].roles[0]", "did you mean `ADMIN`?"),
     ("no roles", "[APP_MANAGER, DEVELOPER]", "[]", "policies[0].roles", "is empty"),
     ("an app that is no number", "[\"1234567890\", 2345678901]", "[com.acme.game]", "app_groups[0].apps[0]", "is not an app id"),
     ("an app by a pattern", "[\"1234567890\", 2345678901]", "[\"*\"]", "app_groups[0].apps[0]", "is not an app id"),
