@@ -32,9 +32,10 @@ use crate::tls::{Connection, Tls};
 /// How long requests may go on over a connection that was asked to go.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// How often a replica describes itself, and how often it looks at the database's settings and forgets what is over, in
-/// seconds.
+/// How often a replica describes itself, reads the gauges that are in the database, and looks at the database's settings and
+/// forgets what is over, in seconds.
 const REPORT_EVERY: u32 = 5;
+const READ_EVERY: u32 = 15;
 const LOOK_EVERY: u32 = 60;
 
 /// Why a server did not start, or did not run to its end.
@@ -258,7 +259,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
 }
 
 /// Every second: summaries of refusals, the health service, and whether a vault that is not open can be. Every few: what
-/// this replica says of itself. Every minute: callers that have been quiet and quotas that are over are forgotten, and the
+/// this replica says of itself, and gauges. Every minute: callers that have been quiet and quotas that are over are forgotten, and the
 /// database's settings.
 async fn keep_house(
     broker: Arc<Broker>,
@@ -281,13 +282,16 @@ async fn keep_house(
             return;
         }
         broker.flush_denials();
-        broker.count_opened();
+        broker.show_present();
         // What waits for the database must not hold up the rest.
         let asking = async {
             broker.open_again().await;
             if seconds.is_multiple_of(REPORT_EVERY) {
                 broker.report().await;
                 broker.flush_shadows().await;
+            }
+            if seconds.is_multiple_of(READ_EVERY) {
+                broker.read_gauges().await;
             }
             if seconds.is_multiple_of(LOOK_EVERY) {
                 broker.forget_quotas().await;

@@ -322,10 +322,11 @@ fn read(
             crls.push(crl.map_err(|error| fail(file, error.to_string()))?);
         }
     }
-    let (mut cas, mut hints) = (Vec::new(), Vec::new());
+    let (mut cas, mut hints, mut ca_expiry) = (Vec::new(), Vec::new(), None);
     for ca in &files.client_cas {
         let mut roots = RootCertStore::empty();
         for root in certificates(&ca.file)? {
+            ca_expiry = ca_expiry.into_iter().chain(expiry(&root)).min();
             roots.add(root).map_err(|error| fail(&ca.file, error.to_string()))?;
         }
         hints.extend(roots.subjects());
@@ -338,6 +339,7 @@ fn read(
         cas.push(ClientCa { verifier, trust_domains: ca.trust_domains.clone(), dns_suffixes: ca.dns_suffixes.clone() });
     }
     let trust = Arc::new(Trust { generation, cas, hints });
+    metrics.ca_expiry.set(ca_expiry.unwrap_or_default());
     let chain = certificates(&files.certificate)?;
     if let Some(end) = chain.iter().filter_map(expiry).min() {
         metrics.certificate_expiry.set(end);

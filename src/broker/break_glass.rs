@@ -82,8 +82,8 @@ impl Broker {
         Ok(changed.state.head().revision)
     }
 
-    /// How many policies are held open now, for whoever watches; called every second.
-    pub fn count_opened(&self) {
+    /// How many policies are held open now, for whoever watches.
+    pub(super) fn count_opened(&self) {
         let Ok(open) = self.open() else { return };
         let now_s = self.parts.clock.now().seconds();
         let count = open.state().all_opened().values().filter(|opened| opened.until > now_s).count();

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +23,7 @@ use super::load::{self, LoadError, tampered};
 use super::seal::KeySource;
 use super::session::{Vault, open_key};
 use super::{Phase, Refusal};
-use crate::clock::Stopwatch;
+use crate::clock::{Clock, Stopwatch};
 use crate::domain::change::Change;
 use crate::domain::key::KeyState;
 use crate::domain::state::State;
@@ -56,6 +56,9 @@ pub(super) struct Follow {
     pub(super) looked: AtomicU64,
     /// When that was.
     pub(super) last_look: ArcSwap<Stopwatch>,
+    /// Since when the writer has been at what it took from the queue; `None` where it waits for more.
+    pub(super) writing: ArcSwapOption<Stopwatch>,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 /// What a change of this replica's own has brought beside its record.
@@ -227,8 +230,14 @@ impl Follow {
     }
 
     fn publish(&self, state: &Arc<State>) {
-        let was_sealed = self.vault.state().sealed().is_some();
+        let before = self.vault.state();
+        let was_sealed = before.sealed().is_some();
         self.vault.publish(Arc::clone(state));
+        let now = self.clock.now();
+        for revocation in state.revocations_after(before.head().revision).filter(|it| !it.lifted) {
+            let ms = now.0.saturating_sub(revocation.stamp.at.0).max(0);
+            self.metrics.revocation_apply.observe(ms as f64 / 1000.0);
+        }
         self.metrics.revision.set(i64::try_from(state.head().revision.0).unwrap_or(i64::MAX));
         let unconfirmed = state.keys().values().filter(|key| key.revoked.is_some() && key.confirmed_at_apple.is_none());
         self.metrics.unconfirmed_at_apple.set(i64::try_from(unconfirmed.count()).unwrap_or(i64::MAX));

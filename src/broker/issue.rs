@@ -154,7 +154,8 @@ impl Broker {
             };
             if let Some(issued) = issued {
                 let outcome = if issued.reused { Outcome::Reused } else { Outcome::Signed };
-                self.parts.metrics.tokens.with_label_values(&[outcome.as_str()]).inc();
+                let (group, role) = (ask.request.app_group.as_str(), ask.request.role.as_str());
+                self.parts.metrics.tokens.inc(outcome.as_str(), group, role);
                 return Ok(issued);
             }
             self.parts.metrics.fence_retries.inc();

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Asker;
 use super::error::BrokerError;
-use crate::clock::UnixMillis;
+use crate::clock::{Stopwatch, UnixMillis};
 use crate::domain::audit::AuditEvent;
 use crate::domain::change::Change;
 use crate::domain::decide::Decision;
@@ -99,6 +99,8 @@ pub(super) type Again = Box<dyn Fn(&State, UnixMillis) -> Option<Decision> + Sen
 pub(super) struct Waiting {
     pub(super) decision: Decision,
     pub(super) again: Again,
+    /// Since it queued.
+    pub(super) since: Stopwatch,
     pub(super) reply: oneshot::Sender<Committed>,
 }
 
@@ -126,7 +128,7 @@ impl Ledger {
     /// Waits until a token's row is durable, or is not.
     pub(super) async fn commit(&self, event: AuditEvent, decision: Decision, again: Again) -> Committed {
         let (reply, answer) = oneshot::channel();
-        let waiting = Waiting { decision, again, reply };
+        let waiting = Waiting { decision, again, since: Stopwatch::start(), reply };
         if self.0.send(Entry::Token { event, waiting }).await.is_err() {
             // The ledger ends with the vault: decided again, the request meets the seal.
             return Committed::HeadMoved;

@@ -12,6 +12,7 @@ pub mod error;
 mod explain;
 mod fleet;
 mod follow;
+mod gauges;
 mod group;
 mod history;
 mod inspect;
@@ -241,6 +242,7 @@ pub struct Broker {
     signing: DefaultDirectRateLimiter,
     shadows: shadow::Shadows,
     slots: aside::Slots,
+    near_expiry: gauges::NearExpiry,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -253,6 +255,7 @@ impl Broker {
             started: parts.clock.now(),
             shadows: shadow::Shadows::default(),
             slots: aside::Slots::default(),
+            near_expiry: gauges::NearExpiry::default(),
             signing: RateLimiter::direct(Quota::per_second(parts.signatures_per_second)),
             parts,
             phase: Arc::new(ArcSwap::from_pointee(phase)),

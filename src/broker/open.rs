@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -133,6 +133,8 @@ impl Broker {
             begun: AtomicU64::default(),
             looked: AtomicU64::default(),
             last_look: ArcSwap::from_pointee(Stopwatch::start()),
+            writing: ArcSwapOption::empty(),
+            clock: Arc::clone(&self.parts.clock),
         });
         let used_up = Arc::new(UsedUp::default());
         let writer = Writer {

@@ -120,11 +120,15 @@ impl Writer {
 
     /// Changes first: a revoke waits for no row. The rows that it overtakes were decided before it, and are decided again.
     async fn take(&mut self, entries: &mut Vec<Entry>) {
+        self.follow.writing.store(Some(Arc::new(Stopwatch::start())));
         let mut rows = Vec::with_capacity(entries.len());
         let mut changes = Vec::new();
         for entry in entries.drain(..) {
             match entry {
-                Entry::Token { event, waiting } => rows.push((event, Some(waiting))),
+                Entry::Token { event, waiting } => {
+                    self.follow.metrics.commit_wait.observe(waiting.since.seconds());
+                    rows.push((event, Some(waiting)));
+                }
                 Entry::Refusal(event) => rows.push((event, None)),
                 Entry::Change { asker, propose, reply } => changes.push(Wanted { asker, propose, reply }),
             }
@@ -134,6 +138,7 @@ impl Writer {
             self.change_all(std::mem::replace(&mut changes, rest)).await;
         }
         self.commit(rows).await;
+        self.follow.writing.store(None);
     }
 
     /// Commits rows. Where the head moves under them, the tokens among them are decided again here, on the newer state, so

@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 use super::access::{self, Access, Audited, Limit, Who};
 use super::status::{RATE_LIMITED, rate_limited};
 use crate::broker::{Broker, BrokerError, Caller, Phase};
+use crate::clock::Stopwatch;
 use crate::domain::operator::Power;
 use crate::domain::principal::Principal;
 use crate::domain::state::State;
@@ -74,10 +75,14 @@ impl Gate {
 impl Inner {
     /// Whom the certificate of the connection names.
     fn certified(&self, peer: &Peer) -> Result<Caller, Status> {
-        Ok(peer.caller().inspect_err(|error| {
+        let caller = peer.caller().inspect_err(|error| {
             // An unauthenticated peer never causes a row.
             self.broker.metrics().denials.with_label_values(&[error.reason()]).inc();
-        })?)
+        })?;
+        if peer.is_near_expiry() {
+            self.broker.saw_near_expiry(caller.client());
+        }
+        Ok(caller)
     }
 
     /// Whom a trusted issuer's token names. A certificate beside it is verified, too: policies may ask for it.
@@ -212,6 +217,7 @@ where
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
         Box::pin(async move {
+            let watch = Stopwatch::start();
             let caller = match token {
                 Ok(None) => gate.certified(&peer),
                 Ok(Some(token)) => gate.vouched(&peer, &token).await,
@@ -221,7 +227,13 @@ where
                 }
             };
             let caller = match caller.and_then(|caller| gate.admit(row, caller)) {
-                Ok(caller) => caller,
+                Ok(caller) => {
+                    if row.audited == Audited::EveryDecision {
+                        let steps = &gate.broker.metrics().issue_seconds;
+                        steps.with_label_values(&["authenticate"]).observe(watch.seconds());
+                    }
+                    caller
+                }
                 Err(status) => {
                     rpcs.with_label_values(&[row.path, &format!("{:?}", status.code())]).inc();
                     return Ok(status.into_http());

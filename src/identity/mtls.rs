@@ -53,6 +53,8 @@ pub struct Trust {
 struct Verdict {
     generation: u64,
     not_after: i64,
+    /// When the last fifth of the certificate's life begins.
+    renew_by: i64,
     caller: Caller,
 }
 
@@ -72,6 +74,7 @@ impl Trust {
                     return Ok(Verdict {
                         generation: self.generation,
                         not_after,
+                        renew_by: renew_by(leaf)?,
                         caller: Caller { principal: Principal::of_certificate(client), identity },
                     });
                 }
@@ -123,6 +126,12 @@ fn name_of(leaf: &CertificateDer<'_>) -> Result<ClientId, IdentityError> {
 fn not_after(certificate: &CertificateDer<'static>) -> Result<i64, IdentityError> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| IdentityError::NoName)?;
     Ok(parsed.validity().not_after.timestamp())
+}
+
+fn renew_by(certificate: &CertificateDer<'static>) -> Result<i64, IdentityError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| IdentityError::NoName)?;
+    let (from, end) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+    Ok(end.saturating_sub(end.saturating_sub(from) / 5))
 }
 
 /// When a certificate expires, in Unix seconds; `None` where it can't be read.
@@ -186,6 +195,12 @@ impl Peer {
     /// The certificate of the other end, in DER, where it has shown one.
     pub fn certificate(&self) -> Option<&[u8]> {
         self.0.chain.first().map(AsRef::as_ref)
+    }
+
+    /// Whether its certificate is in the last fifth of its life, in which others have been renewed.
+    pub fn is_near_expiry(&self) -> bool {
+        let now_s = self.0.clock.now().seconds();
+        self.0.verdict.load().as_ref().as_ref().is_some_and(|verdict| now_s >= verdict.renew_by)
     }
 
     /// When the last verdict lapses, in Unix seconds; `None` before the first.

@@ -200,6 +200,19 @@ pub struct Hazard {
     pub what: String,
 }
 
+/// Live tokens of one app group under one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveCount {
+    /// The app group.
+    pub app_group: String,
+    /// The key.
+    pub key_id: String,
+    /// How many there are.
+    pub count: u64,
+    /// When the last one dies, in Unix seconds.
+    pub last_expires_at: i64,
+}
+
 /// Sums over live tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ExposureTotals {
@@ -273,6 +286,15 @@ pub trait Store: Send + Sync + 'static {
 
     /// Replicas, by name.
     async fn replicas(&self) -> Result<Vec<Replica>, StoreError>;
+
+    /// Connections for reading: used and idle.
+    fn connections(&self) -> (u32, u32);
+
+    /// Live tokens, counted by app group and key.
+    async fn live_counts(&self, now_s: i64) -> Result<Vec<LiveCount>, StoreError>;
+
+    /// Of each policy with a quota, the tokens that its busiest client got in this hour by the database's clock.
+    async fn quotas_used(&self) -> Result<Vec<(String, u32)>, StoreError>;
 
     /// Forgets counts of windows that are over for long.
     async fn forget_quotas(&self) -> Result<(), StoreError>;

@@ -1,7 +1,8 @@
 //! Questions to the tables, written once for both engines: an engine says how a statement is sent, and how a column is read.
 
 use super::{
-    AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Replica, SealedKey, StoreError, StoredEnd, Under, sql,
+    AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, LiveCount, Replica, SealedKey, StoreError, StoredEnd,
+    Under, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditEvent, AuditFilter, AuditRow, AuditedToken, LiveToken, Outcome};
@@ -68,6 +69,12 @@ pub(super) use columns;
 #[expect(clippy::needless_pass_by_value, reason = "as `map_err` wants it")]
 pub(super) fn unreadable(error: sqlx::Error) -> StoreError {
     StoreError::Corrupt(error.to_string())
+}
+
+/// Connections of a pool: used and idle.
+pub(super) fn connections(all: u32, idle: usize) -> (u32, u32) {
+    let idle = u32::try_from(idle).unwrap_or(u32::MAX).min(all);
+    (all.saturating_sub(idle), idle)
 }
 
 /// Neither engine has unsigned integers; positions stay far below 2^63.
@@ -313,6 +320,25 @@ fn replica(row: &impl Columns) -> Result<Replica, StoreError> {
         started: UnixMillis(row.integer(4)?),
         seen: UnixMillis(row.integer(5)?),
     })
+}
+
+pub(super) async fn live_counts(ask: &impl Ask, now_s: i64) -> Result<Vec<LiveCount>, StoreError> {
+    let values = [Value::Integer(now_s), Value::Integer(i64::MAX), Value::Text("")];
+    ask.ask(sql::live_counts(now_of(ask)), &values).await?.iter().map(live_count).collect()
+}
+
+fn live_count(row: &impl Columns) -> Result<LiveCount, StoreError> {
+    Ok(LiveCount {
+        app_group: row.text(0)?,
+        key_id: row.text(1)?,
+        count: unsigned(row.integer(2)?)?,
+        last_expires_at: row.integer(3)?,
+    })
+}
+
+pub(super) async fn quotas_used(ask: &impl Ask, hour: &'static str) -> Result<Vec<(String, u32)>, StoreError> {
+    let rows = ask.ask(sql::quotas_used(hour), &[]).await?;
+    rows.iter().map(|row| Ok((row.text(0)?, u32::try_from(row.integer(1)?).unwrap_or(u32::MAX)))).collect()
 }
 
 fn now_of<A: Ask>(_: &A) -> &'static str {

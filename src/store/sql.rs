@@ -89,6 +89,19 @@ pub(super) fn exposure_groups(now: &'static str, condition: &'static str) -> Str
     )
 }
 
+/// The same, counted by app group and key.
+pub(super) fn live_counts(now: &'static str) -> String {
+    format!(
+        "select app_group, key_id, count(*), max(expires_at) from ({}) as live group by app_group, key_id",
+        live(now, "caller >= $3")
+    )
+}
+
+/// What the busiest client of each policy got in this hour, which is `hour` as this engine has it.
+pub(super) fn quotas_used(hour: &'static str) -> String {
+    format!("select policy, max(hour_count) from quota where hour = {hour} group by policy")
+}
+
 fn live(now: &'static str, condition: &'static str) -> String {
     format!(
         "select * from (select token_id, caller, policy, key_id, app_group, issued_at, expires_at, \

@@ -105,6 +105,27 @@ async fn an_open_connection_loses_its_identity_when_the_certificate_expires() {
 }
 
 #[tokio::test]
+async fn clients_whose_certificate_is_not_renewed_are_counted() {
+    let mut broker = Broker::start().await;
+    let now_s = p8broker::clock::Clock::now(&*broker.clock).seconds();
+    let at = |seconds: i64| time::OffsetDateTime::from_unix_timestamp(now_s + seconds).unwrap();
+    broker.pki.issue("brief", vec![uri(CLIENT)], ExtendedKeyUsagePurpose::ClientAuth, |params| {
+        (params.not_before, params.not_after) = (at(-3600), at(6400));
+    });
+    let mut client = with_files(&broker, &broker.pki, "brief").await.unwrap();
+    for (seconds, near) in [(0, 0), (4300, 0), (200, 1), (601, 0)] {
+        broker.clock.advance(Duration::from_secs(seconds));
+        if seconds < 601 {
+            client.issue(ask()).await.unwrap();
+        }
+        broker.inner().show_present();
+        let line = format!("p8broker_client_certificates_near_expiry {near}\n");
+        assert!(broker.ops("/metrics").await.1.contains(&line), "{seconds}: {line}");
+    }
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn files_are_loaded_anew_without_dropping_connections() {
     let mut broker = Broker::prepare(&Options::default());
     let crl = broker.dir.path().join("crl.pem");
@@ -123,7 +144,7 @@ async fn files_are_loaded_anew_without_dropping_connections() {
     // A list that can't be read is refused, and what was loaded before stays.
     std::fs::write(&crl, "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n").unwrap();
     eventually("the bad list is noticed", async || {
-        broker.ops("/metrics").await.1.contains("p8broker_tls_reloads_total{outcome=\"failed\"}")
+        broker.ops("/metrics").await.1.contains("p8broker_tls_reloads_total{outcome=\"failed\"} 1")
     })
     .await;
     doomed.issue(ask()).await.unwrap();

@@ -25,6 +25,7 @@ mod desired;
 mod explain;
 mod fake;
 mod fleet;
+mod gauges;
 mod harness;
 mod hostile_documents;
 mod identity;

@@ -3,6 +3,7 @@
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::clock::Stopwatch;
 use crate::domain::decide::Decision;
 use crate::id::{Head, PolicyName, Revision};
 
@@ -40,7 +41,7 @@ fn row(client: &str, outcome: Outcome, quota: Option<Quota>) -> (Row, oneshot::R
         break_glass: None,
         shadows: Vec::new(),
     };
-    let waiting = Waiting { decision, again: Box::new(|_, _| None), reply };
+    let waiting = Waiting { decision, again: Box::new(|_, _| None), since: Stopwatch::start(), reply };
     ((event(client, outcome), Some(waiting)), answer)
 }
 

@@ -228,6 +228,7 @@ impl Source {
                 // The same keys stay the same set, so that a `kid` that is not in it is known not to be there.
                 let known = state.held.take().map(|held| held.set).filter(|known| **known == set);
                 state.held = Some(Held { set: known.unwrap_or_else(|| Arc::new(set)), at });
+                metrics.jwks_fetched.with_label_values(&[self.issuer.as_str()]).set(at.seconds());
                 ("ok", false)
             }
             Err(error) => {

@@ -29,8 +29,8 @@ use super::quota;
 use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
-    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
-    ShadowCount, Store, StoreError, StoredEnd, Under, shadow, sql,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Replica,
+    SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, shadow, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -45,6 +45,9 @@ pub use settings::{Settings, Source};
 /// Exposures, listings and the news for watchers read side by side; with more, the database's cores are shared by queries
 /// that each take longer, and three replicas stay below PostgreSQL's default of 100 connections by far.
 const READERS: u32 = 8;
+
+/// The hour it is now, by the database's clock.
+const THIS_HOUR: &str = "floor(extract(epoch from now()) / 3600)::bigint";
 
 /// One at a time follows the log; one more, so that a connection that hangs does not stop it.
 const FOLLOWERS: u32 = 2;
@@ -291,10 +294,21 @@ impl Store for PostgresStore {
         .await
     }
 
+    fn connections(&self) -> (u32, u32) {
+        reads::connections(self.readers.pool.size(), self.readers.pool.num_idle())
+    }
+
+    async fn live_counts(&self, now_s: i64) -> Result<Vec<LiveCount>, StoreError> {
+        reads::live_counts(&self.readers, now_s).await
+    }
+
+    async fn quotas_used(&self) -> Result<Vec<(String, u32)>, StoreError> {
+        reads::quotas_used(&self.readers, THIS_HOUR).await
+    }
+
     async fn forget_quotas(&self) -> Result<(), StoreError> {
         // What a commit holds is passed over: to wait for it, in an order of one's own, could be a deadlock.
-        let hour = "floor(extract(epoch from now()) / 3600)::bigint";
-        let forget = AssertSqlSafe(sql::forget_quotas(hour, "for update skip locked"));
+        let forget = AssertSqlSafe(sql::forget_quotas(THIS_HOUR, "for update skip locked"));
         on_reader(&self.readers, async |connection| {
             let query = sqlx::query(forget).bind(quota::FORGET_HOURS).bind(quota::MOST_FORGOTTEN);
             query.execute(connection).await.map(drop)

@@ -24,8 +24,8 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
-    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
-    ShadowCount, Store, StoreError, StoredEnd, Under, shadow, sql,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Replica,
+    SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, shadow, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -211,6 +211,18 @@ impl Store for SqliteStore {
         put.execute(&mut *writer).await.map_err(classify)?;
         let forget = sqlx::query(sql::FORGET_REPLICAS).bind(forget.0).execute(&mut *writer).await;
         forget.map(drop).map_err(classify)
+    }
+
+    fn connections(&self) -> (u32, u32) {
+        reads::connections(self.readers.size(), self.readers.num_idle())
+    }
+
+    async fn live_counts(&self, now_s: i64) -> Result<Vec<LiveCount>, StoreError> {
+        reads::live_counts(&self.readers, now_s).await
+    }
+
+    async fn quotas_used(&self) -> Result<Vec<(String, u32)>, StoreError> {
+        reads::quotas_used(&self.readers, "unixepoch() / 3600").await
     }
 
     async fn forget_quotas(&self) -> Result<(), StoreError> {

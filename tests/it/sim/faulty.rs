@@ -14,8 +14,8 @@ use p8broker::clock::UnixMillis;
 use p8broker::domain::audit::{AuditFilter, AuditRow, LiveToken};
 use p8broker::id::{Chain, Head, Revision, TokenId, WriterId};
 use p8broker::store::{
-    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, Replica, SealedKey,
-    ShadowCount, Store, StoreError, StoredEnd, Under,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Replica,
+    SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under,
 };
 use p8broker::vault::log::SealedRecord;
 use p8broker::vault::unseal::SealRow;
@@ -366,6 +366,18 @@ impl Store for Faulty {
 
     async fn forget_shadows(&self, of: &[String]) -> Result<(), StoreError> {
         self.read(self.inner.forget_shadows(of)).await
+    }
+
+    fn connections(&self) -> (u32, u32) {
+        self.inner.connections()
+    }
+
+    async fn live_counts(&self, now_s: i64) -> Result<Vec<LiveCount>, StoreError> {
+        self.read(self.inner.live_counts(now_s)).await
+    }
+
+    async fn quotas_used(&self) -> Result<Vec<(String, u32)>, StoreError> {
+        self.read(self.inner.quotas_used()).await
     }
 
     async fn forget_quotas(&self) -> Result<(), StoreError> {
