@@ -63,9 +63,26 @@ pub struct Config {
     /// This replica.
     #[serde(default)]
     pub replica: ReplicaConfig,
+    /// The trial of the fleet's own revocation.
+    #[serde(default)]
+    pub canary: CanaryConfig,
     /// How the keys of trusted issuers are fetched.
     #[serde(default)]
     pub oidc: OidcConfig,
+}
+
+/// `[canary]`
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CanaryConfig {
+    /// How often the fleet tries it, in seconds, at least 60; 0 for never.
+    pub every_s: u32,
+}
+
+impl Default for CanaryConfig {
+    fn default() -> Self {
+        Self { every_s: 300 }
+    }
 }
 
 /// `[listen]`
@@ -316,6 +333,9 @@ impl Config {
             };
             Some(format!("bootstrap.operators[{at}]: {wrong}"))
         }));
+        if (1..60).contains(&self.canary.every_s) {
+            out.push("canary.every_s: at least 60 seconds, or 0 for never".to_owned());
+        }
         if self.tls.reload_s == 0 || self.tls.max_connections == 0 {
             out.push("tls: reload_s and max_connections must be at least 1".to_owned());
         }

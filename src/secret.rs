@@ -95,6 +95,10 @@ secret_key!(
     RootKey
 );
 secret_key!(
+    /// What the canary's key is made of. Derived from the root key; nothing that Apple takes is signed with it.
+    CanarySecret
+);
+secret_key!(
     /// Seals one `.p8` and is itself sealed by a key derived from the root key.
     DataKey
 );

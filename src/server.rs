@@ -108,6 +108,7 @@ impl Server {
             anchor: config.anchor.file.as_deref().map(Anchor::at),
             replica: config.replica(),
             signatures_per_second: config.limits.signatures_per_second,
+            canary_every_s: config.canary.every_s,
         });
         let asked = Arc::downgrade(&broker);
         let without = Arc::new(move || asked.upgrade().is_some_and(|broker| broker.trusts_issuers()));
@@ -292,6 +293,7 @@ async fn keep_house(
             }
             if seconds.is_multiple_of(READ_EVERY) {
                 broker.read_gauges().await;
+                broker.run_canary().await;
             }
             if seconds.is_multiple_of(LOOK_EVERY) {
                 broker.forget_quotas().await;

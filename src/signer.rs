@@ -3,6 +3,8 @@
 //! The parsed key is kept, as parsing costs half as much as signing. There is no way to sign anything but what policy
 //! permitted: [`SigningKey::sign`] takes a [`Permit`] and builds every claim from it.
 
+mod canary;
+
 use std::fmt;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -19,6 +21,8 @@ use crate::domain::apple::{Claims, Header, LONGEST_LIFETIME_S};
 use crate::domain::decide::Permit;
 use crate::id::{KeyId, TokenId};
 use crate::secret::PrivateKeyDer;
+
+pub use canary::CanaryKey;
 
 /// Why nothing was signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Broker, OpenVault, Phase};
-use crate::clock::Stopwatch;
+use crate::clock::{Stopwatch, UnixMillis};
 use crate::domain::apple::MOST_KEYS_PER_ACCOUNT;
 use crate::domain::key::KeyState;
 use crate::domain::state::State;
@@ -82,6 +82,8 @@ impl Broker {
         let (metrics, now) = (&self.parts.metrics, self.parts.clock.now());
         let replicas = self.parts.store.replicas().await?;
         let alive = replicas.iter().filter(|it| now.0.saturating_sub(it.seen.0) < ALIVE_MS);
+        let succeeded = self.parts.store.canary_succeeded().await?;
+        metrics.canary_last_success.set(succeeded.map_or(0, UnixMillis::seconds));
         metrics.replicas.set(count(alive.count()));
         let Some(open) = self.if_open() else { return Ok(()) };
         let state = open.state();

@@ -7,6 +7,7 @@ mod apply;
 mod aside;
 mod audit;
 mod break_glass;
+mod canary;
 mod denials;
 pub mod error;
 mod explain;
@@ -45,6 +46,7 @@ use tokio_util::task::TaskTracker;
 pub use access::Whose;
 pub use apply::{Applied, Wanted};
 pub use audit::{AuditEnds, AuditPage, Finding, Pruned, Verification};
+pub use canary::CanaryError;
 pub use error::BrokerError;
 pub use explain::{Explained, Imagined};
 pub use inspect::{Introspected, Whois};
@@ -224,6 +226,8 @@ pub struct Parts {
     pub replica: String,
     /// Most tokens signed in a second, for all callers together.
     pub signatures_per_second: NonZeroU32,
+    /// How often the fleet tries its revocation, in seconds; 0 for never.
+    pub canary_every_s: u32,
 }
 
 /// One replica.
@@ -243,6 +247,7 @@ pub struct Broker {
     shadows: shadow::Shadows,
     slots: aside::Slots,
     near_expiry: gauges::NearExpiry,
+    canary: canary::Canary,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -256,6 +261,7 @@ impl Broker {
             shadows: shadow::Shadows::default(),
             slots: aside::Slots::default(),
             near_expiry: gauges::NearExpiry::default(),
+            canary: canary::Canary::default(),
             signing: RateLimiter::direct(Quota::per_second(parts.signatures_per_second)),
             parts,
             phase: Arc::new(ArcSwap::from_pointee(phase)),

@@ -162,7 +162,9 @@ impl Broker {
         let open = OpenVault { vault, follow: Arc::clone(&follow), ledger, tokens, watchers, used_up };
         // Shares given towards a rekey, and a keyring kept for lost history, are of an earlier opening.
         *self.waiting.lock().await = None;
-        self.set_phase(Phase::Open(Arc::new(open)));
+        let open = Arc::new(open);
+        self.set_phase(Phase::Open(Arc::clone(&open)));
+        self.tasks.spawn(Arc::clone(self).watch_canary(open));
         let broker = Arc::clone(self);
         self.tasks.spawn(async move {
             Arc::clone(&follow).run().await;

@@ -167,6 +167,7 @@ async fn init_here(
         anchor: config.anchor.file.as_deref().map(Anchor::at),
         replica: format!("{} (operator init)", config.replica()),
         signatures_per_second: config.limits.signatures_per_second,
+        canary_every_s: 0,
     });
     let forgotten = operators.iter().any(|text| !config.bootstrap.operators.contains(text));
     if forgotten {

@@ -210,6 +210,10 @@ pub enum Change {
         /// Why.
         reason: String,
     },
+    /// The canary's key was stopped, to see that every replica refuses it.
+    CanarySuspended,
+    /// The canary's key may sign again.
+    CanaryResumed,
     /// The whole state, so that a start need not read what came before.
     Checkpoint {
         /// The state before this record.
@@ -231,6 +235,8 @@ impl Change {
             Self::BreakGlassClosed { .. } => "BREAK_GLASS_CLOSED",
             Self::KeyImported { .. } => "KEY_IMPORTED",
             Self::KeySuspended { .. } => "KEY_SUSPENDED",
+            Self::CanarySuspended => "CANARY_SUSPENDED",
+            Self::CanaryResumed => "CANARY_RESUMED",
             Self::KeyResumed { .. } => "KEY_RESUMED",
             Self::KeyConfirmedAtApple { .. } => "KEY_CONFIRMED_AT_APPLE",
             Self::Revoked { .. } => "REVOKED",
@@ -281,7 +287,7 @@ impl Change {
             Self::HistoryAccepted { seen, database, reason, .. } => {
                 (None, format!("seen was revision {}, the database ended at {database}: {reason}", seen.revision))
             }
-            Self::Checkpoint { .. } => (None, String::new()),
+            Self::CanarySuspended | Self::CanaryResumed | Self::Checkpoint { .. } => (None, String::new()),
         }
     }
 }

@@ -108,6 +108,9 @@ pub struct Snapshot {
     /// When operators or issuers were changed last.
     #[serde(default)]
     authority_moved: Revision,
+    /// Where the canary's key was stopped, while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    canary_suspended: Option<Revision>,
 }
 
 impl State {
@@ -192,6 +195,8 @@ impl State {
             Change::KeyResumed { key_id, .. } => {
                 self.change_key(key_id, record.revision, |key| key.state = KeyState::Active)?;
             }
+            Change::CanarySuspended => self.data.canary_suspended = Some(record.revision),
+            Change::CanaryResumed => self.data.canary_suspended = None,
             Change::KeyConfirmedAtApple { key_id } => {
                 self.change_key(key_id, record.revision, |key| key.confirmed_at_apple = Some(stamp()))?;
             }
@@ -282,6 +287,8 @@ impl State {
             | Change::RootKeyRotated { .. }
             | Change::AuditPruned { .. }
             | Change::HistoryAccepted { .. }
+            | Change::CanarySuspended
+            | Change::CanaryResumed
             | Change::Checkpoint { .. } => false,
         };
         if !moves {

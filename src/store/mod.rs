@@ -10,6 +10,7 @@
 //! - P6: when [`Store::scrub`] returns, bytes of keys that were destroyed before are in no file of the live database.
 
 pub mod anchor;
+mod canary;
 pub mod postgres;
 mod quota;
 mod reads;
@@ -295,6 +296,21 @@ pub trait Store: Send + Sync + 'static {
 
     /// Of each policy with a quota, the tokens that its busiest client got in this hour by the database's clock.
     async fn quotas_used(&self) -> Result<Vec<(String, u32)>, StoreError>;
+
+    /// Begins a run of the canary where the last one began so long ago, by the database's clock; answers whether it did.
+    async fn begin_canary(&self, every_ms: i64) -> Result<bool, StoreError>;
+
+    /// The run that was begun last has succeeded.
+    async fn end_canary(&self) -> Result<(), StoreError>;
+
+    /// When the last run began that succeeded; `None` for never.
+    async fn canary_succeeded(&self) -> Result<Option<UnixMillis>, StoreError>;
+
+    /// Notes at which revision a replica was refused a token of the canary's key.
+    async fn report_refusal(&self, replica: &str, revision: Revision) -> Result<(), StoreError>;
+
+    /// Those revisions, by replica.
+    async fn canary_refusals(&self) -> Result<Vec<(String, Revision)>, StoreError>;
 
     /// Forgets counts of windows that are over for long.
     async fn forget_quotas(&self) -> Result<(), StoreError>;

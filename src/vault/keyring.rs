@@ -15,12 +15,13 @@ use zeroize::Zeroizing;
 use super::VaultError;
 use super::envelope::{self, Place, SealingKey};
 use crate::id::{Chain, Revision, VaultId};
-use crate::secret::{DataKey, KeyringKey, PrivateKeyDer, RootKey, UnsealKey};
+use crate::secret::{CanarySecret, DataKey, KeyringKey, PrivateKeyDer, RootKey, UnsealKey};
 
 // Every label of every derivation stands here.
 const CONTROL_LOG: &[u8] = b"p8broker control log v1";
 const DATA_KEYS: &[u8] = b"p8broker data keys v1";
 const AUDIT_CHAIN: &[u8] = b"p8broker audit chain v1";
+const CANARY: &[u8] = b"p8broker canary key v1";
 const KEYRING: &[u8] = b"p8broker keyring v1";
 
 /// Bytes of a wrapped data key: an envelope around 32 bytes.
@@ -187,6 +188,16 @@ impl Keyring {
         context.update(&previous.0);
         context.update(row);
         context.sign().as_ref().try_into().map(Chain).map_err(|_| VaultError::Crypto("make a MAC"))
+    }
+
+    /// A secret that the canary's key is made of: the newest version's, so that every replica has the same.
+    ///
+    /// # Errors
+    /// Where the cryptographic library fails.
+    pub fn canary_secret(&self) -> Result<CanarySecret, VaultError> {
+        let version = self.versions.get(&self.current).ok_or(VaultError::Crypto("find a root key"))?;
+        let failed = VaultError::Crypto("derive a key");
+        derive(version.root.expose_key(), CANARY, |key| CanarySecret::from_slice(key).ok_or(failed))
     }
 
     fn version(&self, version: u32, place: &Place<'_>) -> Result<&Derived, VaultError> {

@@ -58,7 +58,7 @@ async fn three_replicas_in_one_playground_are_one_broker() {
     .await;
     let config = it.dir.path().join("p8broker.toml").display().to_string();
     assert_eq!(it.json("operator", &["doctor", "--config", &config])["ok"], true);
-    assert_eq!(it.json("operator", &["migrate", "--config", &config])["migration"], 5);
+    assert_eq!(it.json("operator", &["migrate", "--config", &config])["migration"], 6);
     it.fails(
         "operator",
         &["operator", "accept-history", "--database-revision", "1", "--seen-revision", "2", "--reason", "x"],

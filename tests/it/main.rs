@@ -16,6 +16,7 @@ mod audit;
 mod bad_input;
 mod bearer;
 mod break_glass;
+mod canary;
 mod chaos;
 mod cli;
 mod cli_explain;

@@ -32,6 +32,11 @@ impl State {
         self.data.vault.as_ref()
     }
 
+    /// The revision at which the canary's key was stopped; `None` where it may sign.
+    pub fn canary_suspended(&self) -> Option<Revision> {
+        self.data.canary_suspended
+    }
+
     /// Who sealed the vault, and when; `None` where no operator's seal stands.
     pub fn sealed(&self) -> Option<&Stamp> {
         self.data.sealed.as_ref()

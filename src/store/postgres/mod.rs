@@ -30,7 +30,7 @@ use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
     Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Replica,
-    SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, shadow, sql,
+    SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, canary, shadow, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -304,6 +304,34 @@ impl Store for PostgresStore {
 
     async fn quotas_used(&self) -> Result<Vec<(String, u32)>, StoreError> {
         reads::quotas_used(&self.readers, THIS_HOUR).await
+    }
+
+    async fn begin_canary(&self, every_ms: i64) -> Result<bool, StoreError> {
+        let begin = AssertSqlSafe(canary::begin("floor(extract(epoch from now()) * 1000)::bigint"));
+        on_reader(&self.readers, async |connection| {
+            sqlx::query(begin).bind(every_ms).fetch_all(connection).await.map(|rows| !rows.is_empty())
+        })
+        .await
+    }
+
+    async fn end_canary(&self) -> Result<(), StoreError> {
+        on_reader(&self.readers, async |connection| sqlx::query(canary::END).execute(connection).await.map(drop)).await
+    }
+
+    async fn canary_succeeded(&self) -> Result<Option<UnixMillis>, StoreError> {
+        canary::succeeded(&self.readers).await
+    }
+
+    async fn report_refusal(&self, replica: &str, revision: Revision) -> Result<(), StoreError> {
+        on_reader(&self.readers, async |connection| {
+            let refuse = sqlx::query(canary::REFUSE).bind(replica).bind(signed(revision.0));
+            refuse.execute(connection).await.map(drop)
+        })
+        .await
+    }
+
+    async fn canary_refusals(&self) -> Result<Vec<(String, Revision)>, StoreError> {
+        canary::refusals(&self.readers).await
     }
 
     async fn forget_quotas(&self) -> Result<(), StoreError> {

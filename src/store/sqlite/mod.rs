@@ -25,7 +25,7 @@ use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
     Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Replica,
-    SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, shadow, sql,
+    SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, canary, shadow, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -223,6 +223,29 @@ impl Store for SqliteStore {
 
     async fn quotas_used(&self) -> Result<Vec<(String, u32)>, StoreError> {
         reads::quotas_used(&self.readers, "unixepoch() / 3600").await
+    }
+
+    async fn begin_canary(&self, every_ms: i64) -> Result<bool, StoreError> {
+        let begin = AssertSqlSafe(canary::begin("cast(unixepoch('subsec') * 1000 as integer)"));
+        let begun = sqlx::query(begin).bind(every_ms).fetch_optional(&mut *self.writer().await?).await;
+        begun.map(|row| row.is_some()).map_err(classify)
+    }
+
+    async fn end_canary(&self) -> Result<(), StoreError> {
+        sqlx::query(canary::END).execute(&mut *self.writer().await?).await.map(drop).map_err(classify)
+    }
+
+    async fn canary_succeeded(&self) -> Result<Option<UnixMillis>, StoreError> {
+        canary::succeeded(&self.readers).await
+    }
+
+    async fn report_refusal(&self, replica: &str, revision: Revision) -> Result<(), StoreError> {
+        let refuse = sqlx::query(canary::REFUSE).bind(replica).bind(signed(revision.0));
+        refuse.execute(&mut *self.writer().await?).await.map(drop).map_err(classify)
+    }
+
+    async fn canary_refusals(&self) -> Result<Vec<(String, Revision)>, StoreError> {
+        canary::refusals(&self.readers).await
     }
 
     async fn forget_quotas(&self) -> Result<(), StoreError> {

@@ -14,8 +14,8 @@ use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use p8broker::client::{Target, Wire};
 use p8broker::clock::{Clock, ManualClock, SystemClock};
 use p8broker::config::{
-    AnchorConfig, Bootstrap, ClientCas, Config, Drain, LimitsConfig, Listen, Log, ReplicaConfig, StoreAt, StoreConfig,
-    Tls, Unseal,
+    AnchorConfig, Bootstrap, CanaryConfig, ClientCas, Config, Drain, LimitsConfig, Listen, Log, ReplicaConfig, StoreAt,
+    StoreConfig, Tls, Unseal,
 };
 use p8broker::grpc::proto;
 use p8broker::grpc::proto::audit_service_client::AuditServiceClient;
@@ -201,6 +201,7 @@ impl Broker {
             },
             drain: Drain { timeout_s: 5 },
             oidc: OidcConfig::default(),
+            canary: CanaryConfig { every_s: 0 },
         };
         let clock = Arc::new(ManualClock::at(SystemClock.now()));
         Self { dir, pki, clock, config, running: None }

@@ -176,6 +176,7 @@ impl Fleet {
             anchor: None,
             replica: format!("replica-{nth}"),
             signatures_per_second: NonZeroU32::new(1_000_000).unwrap(),
+            canary_every_s: 0,
         });
         Process { broker, store }
     }

@@ -174,6 +174,26 @@ impl Store for Faulty {
         self.inner.quotas_used().await
     }
 
+    async fn begin_canary(&self, every_ms: i64) -> Result<bool, StoreError> {
+        self.inner.begin_canary(every_ms).await
+    }
+
+    async fn end_canary(&self) -> Result<(), StoreError> {
+        self.inner.end_canary().await
+    }
+
+    async fn canary_succeeded(&self) -> Result<Option<UnixMillis>, StoreError> {
+        self.inner.canary_succeeded().await
+    }
+
+    async fn report_refusal(&self, replica: &str, revision: Revision) -> Result<(), StoreError> {
+        self.inner.report_refusal(replica, revision).await
+    }
+
+    async fn canary_refusals(&self) -> Result<Vec<(String, Revision)>, StoreError> {
+        self.inner.canary_refusals().await
+    }
+
     async fn forget_quotas(&self) -> Result<(), StoreError> {
         self.inner.forget_quotas().await
     }
