@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: demo test check sim race differential chaos bench fmt lint-proto deny
+.PHONY: demo test promtest check sim race differential chaos bench fmt lint-proto deny
 
 # The whole story on SQLite in a temporary folder, told to a person.
 demo:
@@ -14,6 +14,11 @@ demo:
 test:
 	$(CARGO) test --locked --no-run
 	bash tests/postgres.sh with $(CARGO) test --locked
+	$(MAKE) promtest
+
+# Alerts and recording rules, by Prometheus' own promtool: each alert fires, and does not fire.
+promtest:
+	bash tests/prometheus.sh rules
 
 # Format, lints, documentation, layers. `lint-proto` and `deny` need tools of their own and are not part of it.
 check:

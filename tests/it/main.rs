@@ -42,6 +42,7 @@ mod policy_test;
 mod quota;
 mod read;
 mod revoke;
+mod rules;
 mod seal;
 mod shadow;
 mod sim;
