@@ -102,6 +102,10 @@ secret_key!(
     /// Seals one `.p8` and is itself sealed by a key derived from the root key.
     DataKey
 );
+secret_key!(
+    /// Seals one backup file; derived from a root key for that file alone.
+    BackupKey
+);
 
 /// One Shamir share as text, on its way to or from the person who keeps it.
 pub struct ShareText(Zeroizing<String>);

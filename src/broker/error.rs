@@ -192,6 +192,9 @@ pub enum BrokerError {
     /// The audit is damaged.
     #[error("the audit is not whole ({0} findings), so nothing is removed from it; run `p8broker audit verify`")]
     AuditNotWhole(usize),
+    /// What is to be backed up is not as it was written, or was pruned meanwhile.
+    #[error("the backup was given up: {0}; run it again, and `p8broker audit verify` where that says the same")]
+    BackupGivenUp(String),
     /// The revocation to lift does not stand.
     #[error("`{0}` is not revoked")]
     NotRevoked(String),
@@ -267,6 +270,7 @@ impl BrokerError {
             Self::LastAdministrator(_) => "LAST_ADMINISTRATOR",
             Self::NotAnOperator => "NOT_AN_OPERATOR",
             Self::AuditNotWhole(_) => "AUDIT_NOT_WHOLE",
+            Self::BackupGivenUp(_) => "BACKUP_GIVEN_UP",
             Self::NotRevoked(_) => "NOT_REVOKED",
             Self::Share { .. } => "BAD_SHARE",
             Self::Split(_) => "BAD_SHARE_NUMBERS",

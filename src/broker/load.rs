@@ -20,7 +20,7 @@ use crate::domain::state::State;
 use crate::id::{DecisionId, Head, KeyId, Revision, VaultId};
 use crate::signer::SigningKey;
 use crate::store::anchor::Anchor;
-use crate::store::{Store, StoreError, StoredEnd};
+use crate::store::{SealedKey, Store, StoreError, StoredEnd};
 use crate::vault::VaultError;
 use crate::vault::keyring::Keyring;
 use crate::vault::log::{RecordError, SealedRecord};
@@ -115,7 +115,7 @@ async fn load_once(
     if let Some(anchor) = anchor {
         check_anchor(store, &state, vault, anchor).await?;
     }
-    let signing = open_keys(store, &state, vault, &keyring).await?;
+    let signing = open_keys(store.sealed_keys().await?, &state, vault, &keyring)?;
     check_writers(&store.writer_ends().await?, &state, vault, &keyring)?;
     Ok(Vault::new(vault.clone(), state, keyring, signing))
 }
@@ -143,7 +143,15 @@ pub(super) async fn catch_up(
 }
 
 /// Folds the next record of this history onto a state.
-fn follow(state: &mut State, sealed: &SealedRecord, vault: &VaultId, keyring: &Keyring) -> Result<Record, LoadError> {
+///
+/// # Errors
+/// Where it is another one, or can't be read.
+pub(super) fn follow(
+    state: &mut State,
+    sealed: &SealedRecord,
+    vault: &VaultId,
+    keyring: &Keyring,
+) -> Result<Record, LoadError> {
     if sealed.previous != state.head().chain {
         let why = format!("revision {} does not follow the one before it", sealed.revision);
         return Err(LoadError::Refused(Refusal { diverged: true, ..Refusal::tampered(why) }));
@@ -221,11 +229,19 @@ async fn from_checkpoint(
     }
     let rows = store.records_from(checkpoint, 1).await?;
     let sealed = rows.first().ok_or_else(|| tampered(format!("the checkpoint at {checkpoint} is missing")))?;
+    begin_at(sealed, vault, keyring)
+}
+
+/// The state after a checkpoint, from nothing but the checkpoint.
+///
+/// # Errors
+/// Where it is none, or can't be read.
+pub(super) fn begin_at(sealed: &SealedRecord, vault: &VaultId, keyring: &Keyring) -> Result<State, LoadError> {
     let record = sealed.open(keyring, vault)?;
     let Change::Checkpoint { state: snapshot } = &record.change else {
-        return Err(tampered(format!("revision {checkpoint} is not the checkpoint it is marked as")));
+        return Err(tampered(format!("revision {} is not the checkpoint it is marked as", sealed.revision)));
     };
-    let before = Head { revision: Revision(checkpoint.0.saturating_sub(1)), chain: sealed.previous };
+    let before = Head { revision: Revision(sealed.revision.0.saturating_sub(1)), chain: sealed.previous };
     let mut state = State::from_snapshot(before, (**snapshot).clone());
     fold(&mut state, &record, sealed.head())?;
     Ok(state)
@@ -236,7 +252,10 @@ fn fold(state: &mut State, record: &Record, head: Head) -> Result<(), LoadError>
 }
 
 /// The `seal` row must be the one that the log ends with, not an earlier one.
-fn check_seal(state: &State, seal: &SealRow, keyring: &Keyring) -> Result<(), LoadError> {
+///
+/// # Errors
+/// Where it is not.
+pub(super) fn check_seal(state: &State, seal: &SealRow, keyring: &Keyring) -> Result<(), LoadError> {
     if state.vault() != Some(&seal.vault) {
         return Err(tampered("the control log belongs to another vault than the seal row".to_owned()));
     }
@@ -284,14 +303,18 @@ pub(super) fn is_accepted(state: &State, seen: Head, known: &[DecisionId]) -> bo
     new.any(|accepted| accepted.seen.revision >= seen.revision)
 }
 
-async fn open_keys(
-    store: &dyn Store,
+/// Opens every sealed key that the state knows, and finds those that it does not know or that are missing.
+///
+/// # Errors
+/// With the first key that is not as the log says.
+pub(super) fn open_keys(
+    sealed: Vec<SealedKey>,
     state: &State,
     vault: &VaultId,
     keyring: &Keyring,
 ) -> Result<HashMap<KeyId, Arc<SigningKey>>, LoadError> {
     let mut signing = HashMap::new();
-    for sealed in store.sealed_keys().await? {
+    for sealed in sealed {
         let known = state.keys().get(&sealed.key_id).filter(|key| key.state != KeyState::Revoked);
         let Some(key) = known else {
             return Err(tampered(format!(
@@ -322,7 +345,16 @@ async fn open_keys(
     }
 }
 
-fn check_writers(ends: &[StoredEnd], state: &State, vault: &VaultId, keyring: &Keyring) -> Result<(), LoadError> {
+/// Whether every writer is known, genuine, there, and as far as the log knows it to be.
+///
+/// # Errors
+/// With the first that is not.
+pub(super) fn check_writers(
+    ends: &[StoredEnd],
+    state: &State,
+    vault: &VaultId,
+    keyring: &Keyring,
+) -> Result<(), LoadError> {
     let stored: BTreeMap<_, _> = ends.iter().map(|stored| (&stored.end.writer, stored)).collect();
     if let Some(unknown) = stored.keys().find(|id| !state.writers().contains_key(id)) {
         return Err(tampered(format!("audit writer {unknown} was never started")));

@@ -3,6 +3,7 @@
 mod access;
 mod apply;
 mod audit;
+mod backup;
 mod break_glass;
 mod dev;
 mod document;
@@ -89,10 +90,12 @@ enum Command {
     Migrate(serve::Migrate),
     /// Say where acknowledged commits could be lost.
     Doctor(serve::Doctor),
+    /// Restore a backup into an empty database, with no broker running on it.
+    Restore(backup::Restore),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(serve::ConfigCommand),
-    /// Initialise, unseal, seal; rotate and replace the keys that seal.
+    /// Initialise, unseal, seal; rotate and replace the keys that seal; back up.
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
     /// Apple's keys.
@@ -221,6 +224,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Serve(serve) => serve.run().await,
         Command::Migrate(migrate) => migrate.run(&print).await,
         Command::Doctor(doctor) => doctor.run(&print).await,
+        Command::Restore(restore) => restore.run(print).await,
         Command::Panic(panic) => panic.run(&connection, &print).await,
         Command::Whois(whois) => whois.run(&connection, &print).await,
         Command::Config(command) => command.run(&print),

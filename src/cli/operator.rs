@@ -8,6 +8,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::Connection;
+use super::backup::{Backup, VerifyBackup};
 use super::error::CliError;
 use super::output::{Printer, bare, say, table, time, time_text};
 use super::shares::{NewShares, ask_for_share, read_share};
@@ -43,6 +44,10 @@ pub(super) enum OperatorCommand {
     Rekey(Rekey),
     /// Accept a database that went back in time: what was lost stays lost. `operator status` names the revisions.
     AcceptHistory(AcceptHistory),
+    /// Write a backup of the whole vault to a file, while the broker serves.
+    Backup(Backup),
+    /// Read a backup from end to end, and say whether it can be restored; nothing is changed.
+    VerifyBackup(VerifyBackup),
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +101,8 @@ impl OperatorCommand {
             Self::Unseal(unseal) => unseal.run(connection, *print).await,
             Self::Rekey(rekey) => rekey.run(connection, *print).await,
             Self::AcceptHistory(accept) => accept.run(connection, *print).await,
+            Self::Backup(backup) => backup.run(connection, *print).await,
+            Self::VerifyBackup(verify) => verify.run(*print),
             Self::Seal { reason } => {
                 client(connection).await?.seal(proto::SealRequest { reason }).await?;
                 print.answer(&json!({ "sealed": true }), || {

@@ -119,6 +119,7 @@ pub const TABLE: &[Access] = &[
     change("/p8broker.v1.RevocationService/Reinstate", Who::Power(Power::Administer)),
     change("/p8broker.v1.RevocationService/Revoke", Who::Power(Power::Revoke)),
     change("/p8broker.v1.SystemService/AcceptHistory", Who::Recovery),
+    change("/p8broker.v1.SystemService/Backup", Who::OneOf(&[Power::Administer, Power::Custody])),
     change("/p8broker.v1.SystemService/ConfirmRekey", Who::Power(Power::Administer)),
     change("/p8broker.v1.SystemService/Init", Who::Bootstrap),
     change("/p8broker.v1.SystemService/Rekey", Who::Power(Power::Administer)),

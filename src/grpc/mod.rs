@@ -3,6 +3,7 @@
 pub mod access;
 mod access_list;
 mod audit_service;
+mod backup;
 mod convert;
 pub(crate) mod document;
 mod explain;

@@ -46,6 +46,7 @@ impl From<BrokerError> for Status {
             | BrokerError::LastAdministrator(_)
             | BrokerError::NobodyCouldUnseal
             | BrokerError::AuditNotWhole(_)
+            | BrokerError::BackupGivenUp(_)
             | BrokerError::NotRevoked(_)
             | BrokerError::KeyFile(_)
             | BrokerError::WrongMethod(_)

@@ -1,17 +1,21 @@
 //! `SystemService`: the vault as a whole.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::convert::{Fields, millis_out};
 use super::proto::system_service_server::SystemService;
 use super::proto::{
-    AcceptHistoryRequest, AcceptHistoryResponse, ConfirmRekeyRequest, ConfirmRekeyResponse, InitRequest, InitResponse,
-    LostHistory, Phase, RekeyRequest, RekeyResponse, Replica, RotateRequest, RotateResponse, SealRequest, SealResponse,
-    StatusRequest, StatusResponse, UnsealRequest, UnsealResponse,
+    AcceptHistoryRequest, AcceptHistoryResponse, BackupRequest, BackupResponse, ConfirmRekeyRequest,
+    ConfirmRekeyResponse, InitRequest, InitResponse, LostHistory, Phase, RekeyRequest, RekeyResponse, Replica,
+    RotateRequest, RotateResponse, SealRequest, SealResponse, StatusRequest, StatusResponse, UnsealRequest,
+    UnsealResponse,
 };
-use super::{Service, caller};
+use super::standing::Standing;
+use super::{Service, backup, caller};
 use crate::broker::{self, RekeyStep, Shares};
 use crate::id::{ClientId, Revision};
 use crate::secret::ShareText;
@@ -140,6 +144,14 @@ impl SystemService for Service {
         let accept = async move { broker.accept_history(&caller, database, seen, reason).await };
         let revision = self.0.to_its_end(accept).await?.0;
         Ok(Response::new(AcceptHistoryResponse { revision }))
+    }
+
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<BackupResponse, Status>> + Send>>;
+
+    async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        let standing = Standing::of(&request, &self.0)?;
+        let backup = self.0.back_up(standing.caller()?).await?;
+        Ok(Response::new(backup::stream(&self.0, standing, backup)))
     }
 }
 

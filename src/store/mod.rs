@@ -10,12 +10,15 @@
 //! - P6: when [`Store::scrub`] returns, bytes of keys that were destroyed before are in no file of the live database.
 
 pub mod anchor;
+mod batches;
 mod canary;
+pub mod part;
 pub mod postgres;
 mod quota;
 mod reads;
 mod schema;
 mod shadow;
+mod snapshot;
 mod sql;
 pub mod sqlite;
 
@@ -27,6 +30,8 @@ use crate::id::{AppGroupName, Chain, ClientId, Head, IssuerName, KeyId, PolicyNa
 use crate::vault::audit_chain::WriterEnd;
 use crate::vault::log::SealedRecord;
 use crate::vault::unseal::SealRow;
+pub use batches::Parts;
+use part::Snapshot;
 pub use quota::{QuotaAsk, QuotaLeft};
 pub use shadow::{ShadowCount, ShadowKey};
 
@@ -264,6 +269,17 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Fails with [`StoreError::AlreadyInitialised`] where there is one.
     async fn initialise(&self, first: Append) -> Result<(), StoreError>;
+
+    /// What a backup begins with, all of one moment; `None` before init.
+    async fn snapshot(&self) -> Result<Option<Snapshot>, StoreError>;
+
+    /// Whether there is anything of a vault.
+    async fn is_used(&self) -> Result<bool, StoreError>;
+
+    /// Writes a whole vault into an empty database, all of it at once or nothing.
+    ///
+    /// Fails with [`StoreError::AlreadyInitialised`] where there is anything.
+    async fn restore(&self, seal: &SealRow, head: Head, parts: Parts) -> Result<(), StoreError>;
 
     /// The fence: commits the rows if the head is `decided_at` and they fit into their quotas, and not otherwise. `None` is
     /// for rows that record what was refused, which no change can make wrong.

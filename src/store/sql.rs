@@ -19,6 +19,13 @@ pub(super) const WRITER_ENDS: &str = "select w.writer, w.sequence, w.chain, w.re
      (select a.chain from audit a where a.writer = w.writer and a.sequence = w.sequence) as row_chain, \
      cast(case when exists (select 1 from audit a where a.writer = w.writer and a.sequence > w.sequence) \
      then 1 else 0 end as bigint) as has_more from audit_writer w order by w.writer";
+/// The first row that each writer has; those before it were removed.
+pub(super) const FIRST_ROWS: &str = "select w.writer, (select min(a.sequence) from audit a where a.writer = w.writer) \
+     from audit_writer w";
+/// Whether a database holds anything of a vault.
+pub(super) const IS_USED: &str = "select cast(case when exists (select 1 from seal) or exists (select 1 from control_log) \
+     or exists (select 1 from control_head where revision <> 0) or exists (select 1 from sealed_keys) \
+     or exists (select 1 from audit) or exists (select 1 from audit_writer) then 1 else 0 end as bigint)";
 pub(super) const UNKNOWN_WRITERS: &str =
     "select count(*) from audit where writer not in (select writer from audit_writer)";
 pub(super) const FIRST_KEPT: &str = "select min(sequence) from audit where writer = $1 \

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::VaultError;
 use super::envelope::{self, Place, SealingKey};
 use crate::id::{Chain, Revision, VaultId};
-use crate::secret::{CanarySecret, DataKey, KeyringKey, PrivateKeyDer, RootKey, UnsealKey};
+use crate::secret::{BackupKey, CanarySecret, DataKey, KeyringKey, PrivateKeyDer, RootKey, UnsealKey};
 
 // Every label of every derivation stands here.
 const CONTROL_LOG: &[u8] = b"p8broker control log v1";
@@ -23,6 +23,7 @@ const DATA_KEYS: &[u8] = b"p8broker data keys v1";
 const AUDIT_CHAIN: &[u8] = b"p8broker audit chain v1";
 const CANARY: &[u8] = b"p8broker canary key v1";
 const KEYRING: &[u8] = b"p8broker keyring v1";
+const BACKUP: &[u8] = b"p8broker backup v1";
 
 /// Bytes of a wrapped data key: an envelope around 32 bytes.
 const WRAPPED_LEN: usize = 5 + 12 + 32 + 16;
@@ -197,7 +198,18 @@ impl Keyring {
     pub fn canary_secret(&self) -> Result<CanarySecret, VaultError> {
         let version = self.versions.get(&self.current).ok_or(VaultError::Crypto("find a root key"))?;
         let failed = VaultError::Crypto("derive a key");
-        derive(version.root.expose_key(), CANARY, |key| CanarySecret::from_slice(key).ok_or(failed))
+        derive(version.root.expose_key(), &[CANARY], |key| CanarySecret::from_slice(key).ok_or(failed))
+    }
+
+    /// The key of one backup file, from the root key version that its header names and the random bytes that are its own.
+    ///
+    /// # Errors
+    /// Where the keyring does not have the version.
+    pub fn backup_key(&self, version: u32, file: &[u8; 32]) -> Result<BackupKey, VaultError> {
+        let derived =
+            self.versions.get(&version).ok_or(VaultError::UnknownVersion { place: "backup".to_owned(), version })?;
+        let failed = VaultError::Crypto("derive a key");
+        derive(derived.root.expose_key(), &[BACKUP, file], |key| BackupKey::from_slice(key).ok_or(failed))
     }
 
     fn version(&self, version: u32, place: &Place<'_>) -> Result<&Derived, VaultError> {
@@ -207,9 +219,9 @@ impl Keyring {
 
     fn add(&mut self, version: u32, root: RootKey) -> Result<(), VaultError> {
         let derived = Derived {
-            control_log: derive(root.expose_key(), CONTROL_LOG, |key| SealingKey::new(version, key))?,
-            data_keys: derive(root.expose_key(), DATA_KEYS, |key| SealingKey::new(version, key))?,
-            audit_chain: derive(root.expose_key(), AUDIT_CHAIN, |key| Ok(hmac::Key::new(hmac::HMAC_SHA256, key)))?,
+            control_log: derive(root.expose_key(), &[CONTROL_LOG], |key| SealingKey::new(version, key))?,
+            data_keys: derive(root.expose_key(), &[DATA_KEYS], |key| SealingKey::new(version, key))?,
+            audit_chain: derive(root.expose_key(), &[AUDIT_CHAIN], |key| Ok(hmac::Key::new(hmac::HMAC_SHA256, key)))?,
             root,
         };
         self.versions.insert(version, derived);
@@ -236,12 +248,12 @@ fn random_root() -> Result<RootKey, VaultError> {
 
 fn keyring_key(unseal_key: &UnsealKey) -> Result<KeyringKey, VaultError> {
     let failed = VaultError::Crypto("derive a key");
-    derive(unseal_key.expose_key(), KEYRING, |key| KeyringKey::from_slice(key).ok_or(failed))
+    derive(unseal_key.expose_key(), &[KEYRING], |key| KeyringKey::from_slice(key).ok_or(failed))
 }
 
 fn derive<T>(
     root: &[u8; 32],
-    label: &[u8],
+    info: &[&[u8]],
     make: impl FnOnce(&[u8; 32]) -> Result<T, VaultError>,
 ) -> Result<T, VaultError> {
     struct Len;
@@ -253,6 +265,6 @@ fn derive<T>(
     let failed = |_| VaultError::Crypto("derive a key");
     let mut out = Zeroizing::new([0; 32]);
     let secret = Salt::new(HKDF_SHA256, &[]).extract(root);
-    secret.expand(&[label], Len).map_err(failed)?.fill(out.as_mut_slice()).map_err(failed)?;
+    secret.expand(info, Len).map_err(failed)?.fill(out.as_mut_slice()).map_err(failed)?;
     make(&out)
 }

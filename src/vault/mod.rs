@@ -1,6 +1,7 @@
 //! The sealed vault: root keys, envelopes, unsealing, and what a `.p8` is. No I/O: rows come and go through the store.
 
 pub mod audit_chain;
+pub mod backup;
 pub mod envelope;
 pub mod keyring;
 pub mod log;

@@ -13,6 +13,7 @@ mod access;
 mod access_list;
 mod approval;
 mod audit;
+mod backup;
 mod bad_input;
 mod bearer;
 mod break_glass;

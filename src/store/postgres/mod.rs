@@ -15,22 +15,25 @@
 mod listener;
 mod session;
 mod settings;
+mod whole;
 mod write;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::migrate::{Migrate, Migrator};
-use sqlx::postgres::{PgPool, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::postgres::{PgArguments, PgPool, PgPoolOptions, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 use tokio::sync::Mutex;
 
+use super::part::Snapshot;
 use super::quota;
 use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
-    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Replica,
-    SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, canary, shadow, sql,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Parts,
+    Replica, SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, canary, shadow, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -202,16 +205,17 @@ impl Ask for Readers {
     const NOW: &str = "least($1, floor(extract(epoch from now()))::bigint)";
 
     async fn ask(&self, sql: String, values: &[Value<'_>]) -> Result<Vec<PgRow>, StoreError> {
-        let mut query = sqlx::query(AssertSqlSafe(sql));
-        for value in values {
-            query = match value {
-                Value::Text(text) => query.bind(*text),
-                Value::Maybe(text) => query.bind(*text),
-                Value::Integer(number) => query.bind(*number),
-            };
-        }
+        let query = bound(sql, values);
         on_reader(self, async |connection| query.fetch_all(connection).await).await
     }
+}
+
+fn bound<'q>(sql: String, values: &[Value<'q>]) -> Query<'q, Postgres, PgArguments> {
+    values.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, value| match value {
+        Value::Text(text) => query.bind(*text),
+        Value::Maybe(text) => query.bind(*text),
+        Value::Integer(number) => query.bind(*number),
+    })
 }
 
 /// Uses one of the readers. One that takes too long is closed, not given back.
@@ -249,6 +253,18 @@ impl Store for PostgresStore {
             write::Appended::Committed => Ok(()),
             write::Appended::HeadMoved | write::Appended::Initialised => Err(StoreError::AlreadyInitialised),
         }
+    }
+
+    async fn snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
+        whole::snapshot(&self.settings).await
+    }
+
+    async fn is_used(&self) -> Result<bool, StoreError> {
+        reads::is_used(&self.readers).await
+    }
+
+    async fn restore(&self, seal: &SealRow, head: Head, parts: Parts) -> Result<(), StoreError> {
+        whole::restore(&self.settings, seal, head, parts).await
     }
 
     async fn commit_rows(&self, decided_at: Option<Head>, batch: &AuditBatch) -> Result<Fenced, StoreError> {

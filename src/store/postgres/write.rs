@@ -163,10 +163,10 @@ async fn write(connection: &mut PgConnection, append: &Append, is_first: bool) -
     }
 }
 
-type Query<'q, T> = QueryScalar<'q, Postgres, T, PgArguments>;
+pub(super) type Query<'q, T> = QueryScalar<'q, Postgres, T, PgArguments>;
 
 /// The writer, the end of its chain, and its rows, in the order of `p8broker_add_rows_v1`.
-fn bind_rows<'q, T>(query: Query<'q, T>, batch: &'q AuditBatch) -> Query<'q, T> {
+pub(super) fn bind_rows<'q, T>(query: Query<'q, T>, batch: &'q AuditBatch) -> Query<'q, T> {
     let end = &batch.end;
     let query = query
         .bind(end.writer.as_str())

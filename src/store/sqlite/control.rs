@@ -5,7 +5,9 @@ use sqlx::{Connection, Row, SqliteConnection};
 use super::{audit, classify, quota};
 use crate::id::Head;
 use crate::store::reads::{head_in, signed};
-use crate::store::{Append, AuditBatch, Fenced, KeyBytes, StoreError, sql};
+use crate::store::{Append, AuditBatch, Fenced, KeyBytes, SealedKey, StoreError, sql};
+use crate::vault::log::SealedRecord;
+use crate::vault::unseal::SealRow;
 
 const PUT_SEAL_ROW: &str = "insert into seal (id, vault, generation, method, keyring) values (1, $1, $2, $3, $4) \
      on conflict (id) do update set vault = excluded.vault, generation = excluded.generation, method = excluded.method, \
@@ -76,43 +78,51 @@ pub(super) async fn append(writer: &mut SqliteConnection, append: &Append) -> Re
 
 async fn write(connection: &mut SqliteConnection, append: &Append) -> Result<(), StoreError> {
     for record in &append.records {
-        sqlx::query(ADD_RECORD)
-            .bind(signed(record.revision.0))
-            .bind(i64::from(record.checkpoint))
-            .bind(record.previous.0.as_slice())
-            .bind(record.sealed.as_slice())
-            .execute(&mut *connection)
-            .await
-            .map_err(classify)?;
+        add_record(connection, record).await?;
     }
-    let head = append.head();
-    sqlx::query(PUT_HEAD)
-        .bind(signed(head.revision.0))
-        .bind(head.chain.0.as_slice())
-        .execute(&mut *connection)
-        .await
-        .map_err(classify)?;
+    put_head(connection, append.head()).await?;
     for key in &append.keys {
-        let query = match key {
-            KeyBytes::Put(key) => {
-                sqlx::query(PUT_KEY).bind(key.key_id.as_str()).bind(signed(key.imported.0)).bind(key.sealed.as_slice())
+        match key {
+            KeyBytes::Put(key) => put_key(connection, key).await?,
+            KeyBytes::Destroy(key_id) => {
+                let destroy = sqlx::query(DESTROY_KEY).bind(key_id.as_str());
+                destroy.execute(&mut *connection).await.map_err(classify)?;
             }
-            KeyBytes::Destroy(key_id) => sqlx::query(DESTROY_KEY).bind(key_id.as_str()),
-        };
-        query.execute(&mut *connection).await.map_err(classify)?;
+        }
     }
     if let Some(seal) = &append.seal {
-        let method = serde_json::to_string(&seal.method).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-        sqlx::query(PUT_SEAL_ROW)
-            .bind(seal.vault.as_str())
-            .bind(i64::from(seal.generation))
-            .bind(method)
-            .bind(seal.keyring.as_slice())
-            .execute(&mut *connection)
-            .await
-            .map_err(classify)?;
+        put_seal(connection, seal).await?;
     }
     audit::add(connection, &append.audit).await
+}
+
+pub(super) async fn add_record(connection: &mut SqliteConnection, record: &SealedRecord) -> Result<(), StoreError> {
+    let add = sqlx::query(ADD_RECORD)
+        .bind(signed(record.revision.0))
+        .bind(i64::from(record.checkpoint))
+        .bind(record.previous.0.as_slice())
+        .bind(record.sealed.as_slice());
+    add.execute(connection).await.map(drop).map_err(classify)
+}
+
+pub(super) async fn put_head(connection: &mut SqliteConnection, head: Head) -> Result<(), StoreError> {
+    let put = sqlx::query(PUT_HEAD).bind(signed(head.revision.0)).bind(head.chain.0.as_slice());
+    put.execute(connection).await.map(drop).map_err(classify)
+}
+
+pub(super) async fn put_key(connection: &mut SqliteConnection, key: &SealedKey) -> Result<(), StoreError> {
+    let put = sqlx::query(PUT_KEY).bind(key.key_id.as_str()).bind(signed(key.imported.0)).bind(key.sealed.as_slice());
+    put.execute(connection).await.map(drop).map_err(classify)
+}
+
+pub(super) async fn put_seal(connection: &mut SqliteConnection, seal: &SealRow) -> Result<(), StoreError> {
+    let method = serde_json::to_string(&seal.method).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+    let put = sqlx::query(PUT_SEAL_ROW)
+        .bind(seal.vault.as_str())
+        .bind(i64::from(seal.generation))
+        .bind(method)
+        .bind(seal.keyring.as_slice());
+    put.execute(connection).await.map(drop).map_err(classify)
 }
 
 /// INVARIANT (P6): the write-ahead log still holds each page as it was before a key was deleted; it is emptied. Answers

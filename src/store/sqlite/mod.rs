@@ -7,6 +7,7 @@
 mod audit;
 mod control;
 mod quota;
+mod whole;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,17 +16,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::migrate::Migrator;
+use sqlx::query::Query;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    Sqlite, SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
+use super::part::Snapshot;
 use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
-    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Replica,
-    SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, canary, shadow, sql,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Parts,
+    Replica, SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, canary, shadow, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -150,16 +154,16 @@ impl Ask for SqlitePool {
     const NOW: &str = "$1";
 
     async fn ask(&self, sql: String, values: &[Value<'_>]) -> Result<Vec<SqliteRow>, StoreError> {
-        let mut query = sqlx::query(AssertSqlSafe(sql));
-        for value in values {
-            query = match value {
-                Value::Text(text) => query.bind(*text),
-                Value::Maybe(text) => query.bind(*text),
-                Value::Integer(number) => query.bind(*number),
-            };
-        }
-        query.fetch_all(self).await.map_err(classify)
+        bound(sql, values).fetch_all(self).await.map_err(classify)
     }
+}
+
+fn bound<'q>(sql: String, values: &[Value<'q>]) -> Query<'q, Sqlite, SqliteArguments> {
+    values.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, value| match value {
+        Value::Text(text) => query.bind(*text),
+        Value::Maybe(text) => query.bind(*text),
+        Value::Integer(number) => query.bind(*number),
+    })
 }
 
 #[async_trait]
@@ -174,6 +178,18 @@ impl Store for SqliteStore {
 
     async fn initialise(&self, first: Append) -> Result<(), StoreError> {
         control::initialise(&mut *self.writer().await?, &first).await
+    }
+
+    async fn snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
+        whole::snapshot(&self.readers).await
+    }
+
+    async fn is_used(&self) -> Result<bool, StoreError> {
+        reads::is_used(&self.readers).await
+    }
+
+    async fn restore(&self, seal: &SealRow, head: Head, parts: Parts) -> Result<(), StoreError> {
+        whole::restore(&mut *self.writer().await?, seal, head, parts).await
     }
 
     async fn commit_rows(&self, decided_at: Option<Head>, batch: &AuditBatch) -> Result<Fenced, StoreError> {

@@ -8,8 +8,9 @@ use p8broker::clock::UnixMillis;
 use p8broker::domain::audit::{AuditFilter, AuditRow, LiveToken};
 use p8broker::grpc::proto;
 use p8broker::id::{Chain, Head, Revision, TokenId, WriterId};
+use p8broker::store::part::Snapshot;
 use p8broker::store::{
-    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount,
+    Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Parts,
     QuotaAsk, QuotaLeft, Replica, SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under,
 };
 use p8broker::vault::log::SealedRecord;
@@ -62,6 +63,18 @@ impl Store for Faulty {
 
     async fn initialise(&self, first: Append) -> Result<(), StoreError> {
         self.inner.initialise(first).await
+    }
+
+    async fn snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
+        self.inner.snapshot().await
+    }
+
+    async fn is_used(&self) -> Result<bool, StoreError> {
+        self.inner.is_used().await
+    }
+
+    async fn restore(&self, seal: &SealRow, head: Head, parts: Parts) -> Result<(), StoreError> {
+        self.inner.restore(seal, head, parts).await
     }
 
     async fn commit_rows(&self, decided_at: Option<Head>, batch: &AuditBatch) -> Result<Fenced, StoreError> {

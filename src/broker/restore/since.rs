@@ -1,0 +1,185 @@
+//! What happened after a backup, from the control log of the database that it stands in for: what a restored older state
+//! brings back to life, and what it loses.
+//!
+//! The log is read as far as it can be: a database that stands for repair may be damaged, and half of the answer is better
+//! than none, where it says that it is half.
+
+use std::collections::BTreeSet;
+
+use super::check::not_whole;
+use super::{Checked, RestoreError, Unsealing};
+use crate::broker::load::{self, LoadError};
+use crate::domain::change::{Change, Record};
+use crate::domain::target::Target;
+use crate::id::{Head, KeyId, PolicyName, Revision};
+use crate::store::Store;
+use crate::vault::keyring::Keyring;
+
+/// Records read at a time.
+const PAGE: u32 = 500;
+
+/// What came after a backup.
+#[derive(Debug, Clone, Default)]
+pub struct Since {
+    /// The newest head that could be read.
+    pub head: Head,
+    /// The revision of the backup.
+    pub backup: Revision,
+    /// Why what comes after that head can't be read, where it can't.
+    pub unreadable: Option<String>,
+    /// What was stopped since and stands, oldest first: it would be alive again.
+    pub undone: Vec<Undone>,
+    /// Whatever else changed since, oldest first: it would be as it was before.
+    pub lost: Vec<Lost>,
+}
+
+/// Something that was stopped after the backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undone {
+    /// What.
+    pub what: Stopped,
+    /// The revision that did it.
+    pub revision: Revision,
+    /// Who, and when.
+    pub who: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What was stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stopped {
+    /// Something was revoked.
+    Revoked(Target),
+    /// A key was suspended.
+    Suspended(KeyId),
+    /// Somebody saw that a revoked key is revoked at Apple.
+    ConfirmedAtApple(KeyId),
+    /// A break-glass policy was closed.
+    BreakGlass(PolicyName),
+    /// The vault was sealed.
+    Vault,
+}
+
+/// A change that is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The revision that made it.
+    pub revision: Revision,
+    /// Who, and when.
+    pub who: String,
+    /// What it was, and what to do.
+    pub what: String,
+}
+
+impl Since {
+    /// Whether there is anything after the backup that counts: processes that started and checkpoints do not.
+    pub fn is_newer(&self) -> bool {
+        self.head.revision > self.backup || self.unreadable.is_some()
+    }
+
+    fn take(&mut self, record: &Record, opened: &mut BTreeSet<PolicyName>) {
+        let who = format!("{} at {}", record.actor.name, record.at);
+        let mut stop = |what: Stopped, reason: &str| {
+            self.undone.retain(|undone| undone.what != what);
+            self.undone.push(Undone { what, revision: record.revision, who: who.clone(), reason: reason.to_owned() });
+        };
+        let note = match &record.change {
+            Change::WriterStarted { .. } | Change::Checkpoint { .. } | Change::AuditPruned { .. } => return,
+            Change::Revoked { target, reason, .. } => return stop(Stopped::Revoked(target.clone()), reason),
+            Change::KeySuspended { key_id, reason } => return stop(Stopped::Suspended(key_id.clone()), reason),
+            Change::KeyConfirmedAtApple { key_id } => return stop(Stopped::ConfirmedAtApple(key_id.clone()), ""),
+            Change::VaultSealed { reason } => return stop(Stopped::Vault, reason),
+            Change::BreakGlassClosed { policy, .. } if opened.remove(policy) => return,
+            Change::BreakGlassClosed { policy, reason } => return stop(Stopped::BreakGlass(policy.clone()), reason),
+            Change::Reinstated { target, .. } if self.forget(&Stopped::Revoked(target.clone())) => return,
+            Change::KeyResumed { key_id, .. } if self.forget(&Stopped::Suspended(key_id.clone())) => return,
+            Change::VaultUnsealed if self.forget(&Stopped::Vault) => return,
+            Change::Reinstated { .. } => "it is revoked as before; reinstate it",
+            Change::KeyResumed { .. } => "it is suspended as before; resume it",
+            Change::VaultUnsealed => "the vault is sealed as before; an operator unseals it",
+            Change::BreakGlassOpened { policy, .. } => {
+                opened.insert(policy.clone());
+                "it is closed; open it where it still must be"
+            }
+            Change::KeyImported { .. } => "the key is not in the backup: import it again from its .p8",
+            Change::DocumentApplied { .. } | Change::ProposalApproved { .. } => {
+                "documents are as before: what was narrowed or removed grants again; apply them again"
+            }
+            Change::ChangeProposed { .. } | Change::ProposalClosed { .. } => "look at proposals again",
+            Change::UnsealKeyReplaced { .. } => {
+                "the unseal key from before is in force, and its shares or key file open the vault: rekey again"
+            }
+            Change::RootKeyRotated { .. } => "keys are sealed with the root key from before: rotate again",
+            Change::HistoryAccepted { .. } => "the acceptance is lost; where a replica asks for it, accept again",
+            Change::VaultInitialised { .. } => "",
+        };
+        let what = format!("{}: {}; {note}", record.change.event(), record.change.summary().1);
+        self.lost.push(Lost { revision: record.revision, who, what });
+    }
+
+    fn forget(&mut self, what: &Stopped) -> bool {
+        let before = self.undone.len();
+        self.undone.retain(|undone| undone.what != *what);
+        self.undone.len() < before
+    }
+}
+
+/// Reads what a database has after a backup.
+///
+/// # Errors
+/// Where it is of another vault, or can't be opened at all.
+pub(super) async fn read(
+    previous: &dyn Store,
+    checked: &Checked,
+    unsealing: &Unsealing<'_>,
+) -> Result<Since, RestoreError> {
+    let row = previous.seal_row().await?;
+    let row = row.ok_or_else(|| RestoreError::Wrong("the previous database holds no vault".to_owned()))?;
+    if row.vault != checked.header().vault {
+        let (ours, theirs) = (checked.header().vault.clone(), row.vault);
+        return Err(RestoreError::OtherVault { ours, theirs, whose: "the previous database" });
+    }
+    // The same unseal key, or the one that replaced it.
+    let keyring = match row.open_newer(checked.keyring()) {
+        Ok(keyring) => keyring,
+        Err(_) => unsealing.open(&row)?,
+    };
+    let named = previous.head().await?;
+    let backup = checked.header().head;
+    let mut since = Since { head: backup, backup: backup.revision, ..Since::default() };
+    if let Err(why) = follow(previous, checked, &keyring, &mut since).await? {
+        since.unreadable = Some(why);
+    } else if since.head.revision < named.revision {
+        since.unreadable = Some(format!("the records after revision {} are not there", since.head.revision));
+    }
+    Ok(since)
+}
+
+async fn follow(
+    previous: &dyn Store,
+    checked: &Checked,
+    keyring: &Keyring,
+    since: &mut Since,
+) -> Result<Result<(), String>, RestoreError> {
+    let mut state = checked.state().clone();
+    let mut opened = BTreeSet::new();
+    loop {
+        let page = match previous.records_from(state.head().revision.next(), PAGE).await {
+            Ok(page) => page,
+            Err(crate::store::StoreError::Corrupt(why)) => return Ok(Err(why)),
+            Err(error) => return Err(error.into()),
+        };
+        for sealed in &page {
+            match load::follow(&mut state, sealed, &checked.header().vault, keyring) {
+                Ok(record) => since.take(&record, &mut opened),
+                Err(error @ LoadError::Store(_)) => return Err(not_whole(error)),
+                Err(other) => return Ok(Err(other.to_string())),
+            }
+            since.head = state.head();
+        }
+        if page.len() < PAGE as usize {
+            return Ok(Ok(()));
+        }
+    }
+}
