@@ -16,13 +16,16 @@ use std::sync::Arc;
 
 use super::error::BrokerError;
 use super::{Broker, Caller, require};
+use crate::clock::UnixMillis;
 use crate::domain::audit::AuditRow;
 use crate::domain::operator::Power;
 use crate::id::{Chain, Head};
+use crate::store::Store;
 use crate::store::part::{Part, Snapshot, Totals};
 use crate::vault::audit_chain::{WriterEnd, follows};
 use crate::vault::backup::{Beginning, Header, Sealer};
 use crate::vault::keyring::Keyring;
+use crate::vault::unseal::SealRow;
 
 /// Records, and audit rows, read at a time.
 const RECORDS: u32 = 100;
@@ -30,7 +33,7 @@ const ROWS: u32 = 1000;
 
 /// A backup on its way.
 pub struct Backup {
-    broker: Arc<Broker>,
+    store: Arc<dyn Store>,
     keyring: Keyring,
     beginning: Beginning,
     snapshot: Snapshot,
@@ -57,27 +60,29 @@ impl Broker {
     ///
     /// # Errors
     /// Where the caller lacks the power, or the database is away.
-    pub async fn back_up(self: &Arc<Self>, caller: &Caller) -> Result<Backup, BrokerError> {
+    pub async fn back_up(&self, caller: &Caller) -> Result<Backup, BrokerError> {
         self.may_back_up(caller)?;
         let open = self.open()?;
-        let snapshot = self.parts.store.snapshot().await?.ok_or(BrokerError::NotInitialised)?;
-        let keyring = snapshot.seal.open_newer(&open.vault.keyring()).map_err(|_| {
-            BrokerError::KeyFile(
-                "the unseal key was replaced on another replica, and this one has the one before it: make the backup there"
-                    .to_owned(),
-            )
-        })?;
-        let (now, replica) = (self.parts.clock.now(), &self.parts.replica);
-        let header = Header::new(&snapshot.seal, keyring.current(), snapshot.head, now, replica)?;
-        self.record_read(caller, "Backup", &format!("revision {}", header.head.revision), None);
-        let beginning = Beginning::of(header)?;
-        let sealer = Some(Sealer::new(&keyring, &beginning).map_err(internal)?);
-        let (broker, stage, totals) = (Arc::clone(self), Stage::Beginning, Totals::default());
-        Ok(Backup { broker, keyring, beginning, snapshot, sealer, stage, totals })
+        let keyring = open.vault.keyring();
+        let newest = |row: &SealRow| {
+            row.open_newer(&keyring).map_err(|_| {
+                BrokerError::KeyFile(
+                    "the unseal key was replaced on another replica, and this one has the one before it: make the backup there"
+                        .to_owned(),
+                )
+            })
+        };
+        let (store, now) = (Arc::clone(&self.parts.store), self.parts.clock.now());
+        let backup = Backup::begin(store, newest, now, &self.parts.replica).await?;
+        self.record_read(caller, "Backup", &format!("revision {}", backup.header().head.revision), None);
+        Ok(backup)
     }
 
-    /// Whoever keeps the keys may take a sealed copy of them away, and whoever may do everything.
-    fn may_back_up(&self, caller: &Caller) -> Result<(), BrokerError> {
+    /// Whoever keeps the keys may take a sealed copy of them away, and whoever may do everything. Asked before every piece.
+    ///
+    /// # Errors
+    /// Where the vault is not open, or the caller lacks the power.
+    pub fn may_back_up(&self, caller: &Caller) -> Result<(), BrokerError> {
         let state = self.open()?.state();
         let custody = require(&state, &caller.principal, Power::Custody);
         custody.or_else(|_| require(&state, &caller.principal, Power::Administer)).map(drop)
@@ -85,6 +90,25 @@ impl Broker {
 }
 
 impl Backup {
+    /// Begins a backup of a database. Whoever can open its keyring needs nobody's permission.
+    ///
+    /// # Errors
+    /// Where there is no vault, its keyring does not open, or the database is away.
+    pub async fn begin<E: From<BrokerError>>(
+        store: Arc<dyn Store>,
+        open: impl FnOnce(&SealRow) -> Result<Keyring, E>,
+        now: UnixMillis,
+        replica: &str,
+    ) -> Result<Self, E> {
+        let snapshot = store.snapshot().await.map_err(BrokerError::from)?.ok_or(BrokerError::NotInitialised)?;
+        let keyring = open(&snapshot.seal)?;
+        let header = Header::new(&snapshot.seal, keyring.current(), snapshot.head, now, replica);
+        let beginning = header.and_then(Beginning::of).map_err(BrokerError::from)?;
+        let sealer = Some(Sealer::new(&keyring, &beginning).map_err(internal)?);
+        let (stage, totals) = (Stage::Beginning, Totals::default());
+        Ok(Self { store, keyring, beginning, snapshot, sealer, stage, totals })
+    }
+
     /// What the file says of itself.
     pub fn header(&self) -> &Header {
         &self.beginning.header
@@ -95,13 +119,11 @@ impl Backup {
         self.totals
     }
 
-    /// The next bytes of the file; `None` after the last. The caller's power is asked for anew.
+    /// The next bytes of the file; `None` after the last.
     ///
     /// # Errors
-    /// Where the vault was sealed, the power is gone, the database is away or changed, or rows were pruned meanwhile.
-    pub async fn next(&mut self, caller: &Caller) -> Result<Option<Vec<u8>>, BrokerError> {
-        // INVARIANT (P7): a vault that is sealed gives out nothing more.
-        self.broker.may_back_up(caller)?;
+    /// Where the database is away or changed, or rows were pruned meanwhile.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, BrokerError> {
         let mut out = Vec::new();
         let mut parts = Vec::new();
         match self.stage {
@@ -136,7 +158,7 @@ impl Backup {
     async fn records(&mut self, mut at: Head) -> Result<Vec<Part>, BrokerError> {
         let head = self.snapshot.head;
         let mut parts = Vec::new();
-        for record in self.broker.parts.store.records_from(at.revision.next(), RECORDS).await? {
+        for record in self.store.records_from(at.revision.next(), RECORDS).await? {
             if record.revision > head.revision {
                 break;
             }
@@ -184,7 +206,7 @@ impl Backup {
 
     async fn rows(&mut self, nth: usize, mut at: u64, mut chain: Option<Chain>) -> Result<Vec<Part>, BrokerError> {
         let (end, _) = self.snapshot.writers.get(nth).ok_or_else(|| internal("there is no such writer"))?;
-        let page = self.broker.parts.store.rows_of_writer(&end.writer, at, ROWS).await?;
+        let page = self.store.rows_of_writer(&end.writer, at, ROWS).await?;
         let mut parts = Vec::with_capacity(page.len());
         for row in page {
             if row.sequence > end.sequence {

@@ -1,9 +1,10 @@
-//! `operator backup`, `operator verify-backup` and `restore`.
+//! `operator backup` and `operator verify-backup`.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -12,15 +13,18 @@ use super::Connection;
 use super::error::CliError;
 use super::output::{Printer, time};
 use super::shares::read_share;
+use crate::broker;
 use crate::broker::restore::{Restorable, RestoreError, Unsealing};
-use crate::config::Config;
-use crate::grpc::proto;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, StoreAt};
 use crate::grpc::proto::system_service_client::SystemServiceClient;
-use crate::id::Revision;
+use crate::grpc::{backup_done, proto};
 use crate::metrics::Metrics;
 use crate::secret::ShareText;
-use crate::server::open_store;
-use crate::store::anchor::Anchor;
+use crate::server::{ServerError, open_store};
+use crate::store::Store;
+use crate::store::postgres::{PostgresStore, Settings};
+use crate::vault::unseal::SealRow;
 
 /// Write a backup of the whole vault to a file, while the broker serves.
 #[derive(Debug, Args)]
@@ -28,6 +32,13 @@ pub(super) struct Backup {
     /// The file to make (mode 0600); it must not be there yet.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Make it on the machine itself, without a broker: from the database that this configuration names (on SQLite, broker
+    /// stopped), opened with its key file or with shares.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// With --config: a file with one share; may be repeated.
+    #[arg(long = "share-file", value_name = "FILE", requires = "config")]
+    share_files: Vec<PathBuf>,
 }
 
 /// Read a backup from end to end, and say whether it can be restored; nothing is changed.
@@ -40,30 +51,11 @@ pub(super) struct VerifyBackup {
     with: With,
 }
 
-/// Restore a backup into an empty database, with no broker running on it.
 #[derive(Debug, Args)]
-pub(super) struct Restore {
-    /// The backup.
-    #[arg(long, value_name = "FILE")]
-    from: PathBuf,
-    #[command(flatten)]
-    with: With,
-    /// Go back in time all the same: the newest revision that was seen, as the refusal names it.
-    #[arg(long, value_name = "REVISION")]
-    accept_older: Option<u64>,
-    /// The configuration of the database that the backup stands in for: what happened after the backup is read from it.
-    #[arg(long, value_name = "FILE")]
-    previous: Option<PathBuf>,
-    /// Where to write the commands that bring forward what was revoked after the backup; with --previous.
-    #[arg(long, value_name = "FILE", requires = "previous")]
-    commands: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct With {
+pub(super) struct With {
     /// The configuration: it names the database, the key file and the anchor.
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    pub(super) config: PathBuf,
     /// A file with one share of the unseal key that was in force when the backup was made; may be repeated.
     #[arg(long = "share-file", value_name = "FILE")]
     share_files: Vec<PathBuf>,
@@ -71,83 +63,130 @@ struct With {
 
 impl Backup {
     pub(super) async fn run(self, connection: &Connection, print: Printer) -> Result<(), CliError> {
-        let part = part_of(&self.out);
-        if self.out.exists() {
-            return Err(CliError::usage(format!("{} exists; name a new file", self.out.display())));
-        }
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
-        let file = made.map_err(|error| CliError::usage(format!("{}: {error}", part.display())))?;
-        match self.receive(connection, &part, file).await {
-            Ok((done, bytes)) => print.answer(
-                &json!({
-                    "file": self.out.display().to_string(),
-                    "bytes": bytes,
-                    "revision": done.revision,
-                    "created_at": time(done.created_at.as_ref()),
-                    "records": done.records,
-                    "keys": done.keys,
-                    "writers": done.writers,
-                    "rows": done.rows,
-                }),
-                || {
-                    format!(
-                        "{}: revision {}, {} keys, {} audit rows, {bytes} bytes\nprove it with `p8broker operator \
-                         verify-backup --in {} --config FILE`, and keep it apart from the shares or key file that open it",
-                        self.out.display(),
-                        done.revision,
-                        done.keys,
-                        done.rows,
-                        self.out.display()
-                    )
-                },
-            ),
-            Err(error) => {
-                // What is there is no backup.
-                let _ = std::fs::remove_file(&part);
-                Err(error)
-            }
-        }
-    }
-
-    async fn receive(
-        &self,
-        connection: &Connection,
-        part: &Path,
-        mut file: File,
-    ) -> Result<(proto::BackupDone, u64), CliError> {
-        let mut client = SystemServiceClient::new(connection.open().await?);
-        let mut pieces = client.backup(proto::BackupRequest {}).await?.into_inner();
-        let mut bytes = 0_u64;
-        let done = loop {
-            let Some(answer) = pieces.message().await? else {
-                return Err(CliError::because("BACKUP_CUT_OFF", "the broker ended before the backup did".to_owned()));
-            };
-            file.write_all(&answer.piece)?;
-            bytes = bytes.saturating_add(answer.piece.len() as u64);
-            if let Some(done) = answer.done {
-                break done;
+        let mut out = NewFile::make(&self.out)?;
+        let done = match &self.config {
+            None => receive(connection, &mut out).await?,
+            Some(config) => {
+                let with = With { config: config.clone(), share_files: self.share_files.clone() };
+                make_here(&with, &mut out).await?
             }
         };
-        // Durable under its own name before anybody is told that it is there.
-        file.sync_all()?;
-        std::fs::hard_link(part, &self.out)?;
-        std::fs::remove_file(part)?;
-        match self.out.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all()?,
-            _ => File::open(".")?.sync_all()?,
-        }
-        Ok((done, bytes))
+        let bytes = out.finish()?;
+        let object = json!({
+            "file": self.out.display().to_string(),
+            "bytes": bytes,
+            "revision": done.revision,
+            "created_at": time(done.created_at.as_ref()),
+            "records": done.records,
+            "keys": done.keys,
+            "writers": done.writers,
+            "rows": done.rows,
+        });
+        print.answer(&object, || {
+            format!(
+                "{file}: revision {}, {} keys, {} audit rows, {bytes} bytes\nprove it with `p8broker operator verify-backup --in \
+                 {file} --config FILE`, and keep it apart from the shares or key file that open it",
+                done.revision,
+                done.keys,
+                done.rows,
+                file = self.out.display()
+            )
+        })
     }
 }
 
-fn part_of(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".part");
-    PathBuf::from(name)
+/// From a broker that serves.
+async fn receive(connection: &Connection, out: &mut NewFile) -> Result<proto::BackupDone, CliError> {
+    let mut client = SystemServiceClient::new(connection.open().await?);
+    let mut pieces = client.backup(proto::BackupRequest {}).await?.into_inner();
+    while let Some(answer) = pieces.message().await? {
+        out.write(&answer.piece)?;
+        if let Some(done) = answer.done {
+            return Ok(done);
+        }
+    }
+    Err(CliError::because("BACKUP_CUT_OFF", "the broker ended before the backup did".to_owned()))
+}
+
+/// From the database itself.
+async fn make_here(with: &With, out: &mut NewFile) -> Result<proto::BackupDone, CliError> {
+    let config = Config::load(&with.config)?;
+    let shares = with.shares()?;
+    let unsealing = Unsealing { key_source: &config.key_source(), shares: &shares };
+    let store = open_there(&config).await?;
+    let made = async {
+        let name = format!("{} (operator backup)", config.replica());
+        let open = |row: &SealRow| unsealing.open(row);
+        let mut backup = broker::Backup::begin(Arc::clone(&store), open, SystemClock.now(), &name).await?;
+        while let Some(bytes) = backup.next().await.map_err(RestoreError::from)? {
+            out.write(&bytes)?;
+        }
+        Ok(backup_done(&backup))
+    };
+    let made = made.await;
+    store.close().await;
+    made
+}
+
+/// Opens a database that must be there already, and changes nothing in its schema where that can be helped.
+pub(super) async fn open_there(config: &Config) -> Result<Arc<dyn Store>, CliError> {
+    let metrics = Metrics::new().map_err(|error| CliError::failed(error.to_string()))?;
+    match config.store.at().map_err(CliError::usage)? {
+        StoreAt::Sqlite(file) if !file.is_file() => Err(CliError::usage(format!("{} does not exist", file.display()))),
+        StoreAt::Sqlite(_) => Ok(open_store(config, &metrics).await?),
+        StoreAt::Postgres(settings) => {
+            let settings = Settings { migrate: false, ..settings };
+            Ok(Arc::new(PostgresStore::open(settings, &metrics).await.map_err(ServerError::from)?))
+        }
+    }
+}
+
+/// A file that has its name only once it is whole and durable.
+struct NewFile {
+    name: PathBuf,
+    part: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl NewFile {
+    fn make(name: &Path) -> Result<Self, CliError> {
+        let refused = |path: &Path, why: &dyn std::fmt::Display| CliError::usage(format!("{}: {why}", path.display()));
+        if name.exists() {
+            return Err(refused(name, &"it exists; name a new file"));
+        }
+        let mut part = name.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
+        let file = made.map_err(|error| refused(&part, &error))?;
+        Ok(Self { name: name.to_owned(), part, file, bytes: 0 })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CliError> {
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        Ok(self.file.write_all(bytes)?)
+    }
+
+    fn finish(self) -> Result<u64, CliError> {
+        self.file.sync_all()?;
+        // Unlike a rename, this takes nobody else's file away.
+        std::fs::hard_link(&self.part, &self.name)?;
+        let folder = self.name.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+        Ok(self.bytes)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        // What is there is no backup, or has its name by now.
+        let _ = std::fs::remove_file(&self.part);
+    }
 }
 
 impl With {
-    fn shares(&self) -> Result<Vec<ShareText>, CliError> {
+    pub(super) fn shares(&self) -> Result<Vec<ShareText>, CliError> {
         let read = |file: &PathBuf| read_share(file).map(|share| ShareText::new(share.to_string()));
         self.share_files.iter().map(read).collect()
     }
@@ -164,35 +203,7 @@ impl VerifyBackup {
     }
 }
 
-impl Restore {
-    pub(super) async fn run(self, print: Printer) -> Result<(), CliError> {
-        let config = Config::load(&self.with.config)?;
-        let shares = self.with.shares()?;
-        let unsealing = Unsealing { key_source: &config.key_source(), shares: &shares };
-        let anchor = config.anchor.file.as_deref().map(Anchor::at);
-        let mut restorable = Restorable::read(&self.from, &unsealing, anchor.as_ref())?;
-        if let Some(previous) = &self.previous {
-            let previous = Config::load(previous)?;
-            let store = open_store(&previous, &metrics()?).await?;
-            let compared = restorable.compare(store.as_ref(), &unsealing).await;
-            store.close().await;
-            compared?;
-        }
-        restorable.refuse_older(self.accept_older.map(Revision))?;
-        let store = open_store(&config, &metrics()?).await?;
-        let written = restorable.write(store.as_ref(), anchor.as_ref()).await;
-        store.close().await;
-        written?;
-        let object = described(&restorable);
-        print.answer(&object, || format!("restored\n{}", summary(&restorable)))
-    }
-}
-
-fn metrics() -> Result<Metrics, CliError> {
-    Metrics::new().map_err(|error| CliError::failed(error.to_string()))
-}
-
-fn described(restorable: &Restorable) -> Value {
+pub(super) fn described(restorable: &Restorable) -> Value {
     let (checked, totals) = (restorable.checked(), restorable.checked().totals());
     let header = checked.header();
     json!({
@@ -210,7 +221,7 @@ fn described(restorable: &Restorable) -> Value {
     })
 }
 
-fn summary(restorable: &Restorable) -> String {
+pub(super) fn summary(restorable: &Restorable) -> String {
     let (checked, totals) = (restorable.checked(), restorable.checked().totals());
     let header = checked.header();
     format!(
@@ -226,13 +237,4 @@ fn summary(restorable: &Restorable) -> String {
         totals.rows,
         totals.writers
     )
-}
-
-impl From<RestoreError> for CliError {
-    fn from(error: RestoreError) -> Self {
-        match error {
-            RestoreError::Path(why) => Self::usage(why),
-            other => Self::because(other.reason(), other.to_string()),
-        }
-    }
 }

@@ -17,6 +17,7 @@ mod panic;
 mod policy_test;
 mod proposal;
 mod read;
+mod restore;
 mod revoke;
 mod schema;
 mod serve;
@@ -91,7 +92,7 @@ enum Command {
     /// Say where acknowledged commits could be lost.
     Doctor(serve::Doctor),
     /// Restore a backup into an empty database, with no broker running on it.
-    Restore(backup::Restore),
+    Restore(restore::Restore),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(serve::ConfigCommand),

@@ -29,7 +29,7 @@ pub(super) fn stream(
     let serving = Arc::clone(broker);
     broker.spawn(async move {
         // One who does not read must not keep a broker from stopping.
-        let end = serving.stopping().run_until_cancelled(send(&standing, backup, &sender)).await;
+        let end = serving.stopping().run_until_cancelled(send(&serving, &standing, backup, &sender)).await;
         let end = end.unwrap_or_else(|| Err(Status::unavailable("this replica is stopping; ask another one")));
         if let Err(status) = end {
             // The stream's last word; without it and without `done` the file is not whole either.
@@ -40,28 +40,36 @@ pub(super) fn stream(
 }
 
 async fn send(
+    broker: &Broker,
     standing: &Standing,
     mut backup: Backup,
     sender: &mpsc::Sender<Result<BackupResponse, Status>>,
 ) -> Result<(), Status> {
-    while let Some(bytes) = backup.next(standing.caller()?).await? {
+    while let Some(bytes) = backup.next().await? {
         for piece in bytes.chunks(MOST_BYTES) {
+            // INVARIANT (P7): a vault that is sealed gives out nothing more, and an operator whose power is gone gets nothing.
+            broker.may_back_up(standing.caller()?)?;
             if sender.send(Ok(BackupResponse { piece: piece.to_vec(), done: None })).await.is_err() {
                 return Ok(());
             }
         }
     }
+    let done = backup_done(&backup);
+    tracing::info!(revision = done.revision, rows = done.rows, "a backup was made");
+    // Whoever has gone by now has no file, and knows it.
+    let _ = sender.send(Ok(BackupResponse { piece: Vec::new(), done: Some(done) })).await;
+    Ok(())
+}
+
+/// What a backup holds that was made to its end.
+pub(crate) fn backup_done(backup: &Backup) -> BackupDone {
     let (header, totals) = (backup.header(), backup.totals());
-    let done = BackupDone {
+    BackupDone {
         revision: header.head.revision.0,
         created_at: Some(millis_out(header.created)),
         records: totals.records,
         keys: totals.keys,
         writers: totals.writers,
         rows: totals.rows,
-    };
-    tracing::info!(revision = done.revision, rows = done.rows, "a backup was made");
-    // Whoever has gone by now has no file, and knows it.
-    let _ = sender.send(Ok(BackupResponse { piece: Vec::new(), done: Some(done) })).await;
-    Ok(())
+    }
 }

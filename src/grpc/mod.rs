@@ -23,6 +23,8 @@ use std::sync::Arc;
 use tonic::service::RoutesBuilder;
 use tonic::{Request, Status};
 
+pub(crate) use backup::backup_done;
+
 use crate::broker::{Broker, Caller};
 
 /// Generated from `proto/`, whose comments are the manual.

@@ -1,5 +1,6 @@
 //! Why a backup is not restored.
 
+use crate::broker::BrokerError;
 use crate::id::{Revision, VaultId};
 use crate::store::StoreError;
 use crate::vault::backup::FileError;
@@ -46,6 +47,9 @@ pub enum RestoreError {
     /// The database says no.
     #[error(transparent)]
     Store(StoreError),
+    /// The database can't be backed up.
+    #[error(transparent)]
+    Broker(BrokerError),
 }
 
 impl RestoreError {
@@ -66,6 +70,16 @@ impl RestoreError {
             Self::Store(StoreError::Unfit(_)) => "DATABASE_UNFIT",
             Self::Store(StoreError::Corrupt(_)) => "DATABASE_DAMAGED",
             Self::Store(_) => "DATABASE_UNAVAILABLE",
+            Self::Broker(error) => error.reason(),
+        }
+    }
+}
+
+impl From<BrokerError> for RestoreError {
+    fn from(error: BrokerError) -> Self {
+        match error {
+            BrokerError::Unavailable(error) => Self::Store(error),
+            other => Self::Broker(other),
         }
     }
 }

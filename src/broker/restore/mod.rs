@@ -22,10 +22,11 @@ use tokio::sync::mpsc;
 
 pub use check::Checked;
 pub use error::RestoreError;
-pub use since::{Since, Undone};
+pub use since::{Lost, Since, Stopped, Undone};
 
 use super::load::{self, is_accepted};
 use super::seal::KeySource;
+use crate::clock::UnixMillis;
 use crate::id::{Head, Revision};
 use crate::secret::ShareText;
 use crate::store::anchor::{Anchor, Anchored};
@@ -94,20 +95,29 @@ impl Restorable {
     ///
     /// # Errors
     /// Where that is another vault's, or can't be opened.
-    pub async fn compare(&mut self, previous: &dyn Store, unsealing: &Unsealing<'_>) -> Result<(), RestoreError> {
-        self.since = Some(since::read(previous, &self.checked, unsealing).await?);
+    pub async fn compare(
+        &mut self,
+        previous: &dyn Store,
+        unsealing: &Unsealing<'_>,
+        now: UnixMillis,
+    ) -> Result<(), RestoreError> {
+        self.since = Some(since::read(previous, &self.checked, unsealing, now).await?);
         Ok(())
     }
 
     /// The newest revision that is known to have been, where that is not in this backup's history.
     pub fn newer(&self) -> Option<Revision> {
-        let state = self.checked.state();
-        let anchored = self.anchored.as_ref().filter(|anchored| {
-            !self.checked.has(anchored.head) && !is_accepted(state, anchored.head, &anchored.accepted)
-        });
-        let anchored = anchored.map(|anchored| anchored.head.revision);
         let since = self.since.as_ref().filter(|since| since.is_newer()).map(|since| since.head.revision);
-        anchored.max(since)
+        self.to_accept().max(since)
+    }
+
+    /// The newest revision that the anchor has seen, where it has seen more than there will be: then the broker refuses to
+    /// serve until somebody accepts that.
+    pub fn to_accept(&self) -> Option<Revision> {
+        let lost = |anchored: &&Anchored| {
+            !self.checked.has(anchored.head) && !is_accepted(self.checked.state(), anchored.head, &anchored.accepted)
+        };
+        self.anchored.as_ref().filter(lost).map(|anchored| anchored.head.revision)
     }
 
     /// Refuses an older state over a newer one, unless the newer one's revision is named.
@@ -197,7 +207,7 @@ impl Unsealing<'_> {
     ///
     /// # Errors
     /// With what is missing or wrong.
-    fn open(&self, row: &SealRow) -> Result<Keyring, RestoreError> {
+    pub fn open(&self, row: &SealRow) -> Result<Keyring, RestoreError> {
         match &row.method {
             Method::KeyFile => {
                 if *self.key_source == KeySource::Shares {

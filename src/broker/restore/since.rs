@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use super::check::not_whole;
 use super::{Checked, RestoreError, Unsealing};
 use crate::broker::load::{self, LoadError};
+use crate::clock::UnixMillis;
 use crate::domain::change::{Change, Record};
 use crate::domain::target::Target;
 use crate::id::{Head, KeyId, PolicyName, Revision};
@@ -73,12 +74,12 @@ pub struct Lost {
 }
 
 impl Since {
-    /// Whether there is anything after the backup that counts: processes that started and checkpoints do not.
+    /// Whether there is anything after the backup, if only a process that started.
     pub fn is_newer(&self) -> bool {
         self.head.revision > self.backup || self.unreadable.is_some()
     }
 
-    fn take(&mut self, record: &Record, opened: &mut BTreeSet<PolicyName>) {
+    fn take(&mut self, record: &Record, opened: &mut BTreeSet<PolicyName>, now: UnixMillis) {
         let who = format!("{} at {}", record.actor.name, record.at);
         let mut stop = |what: Stopped, reason: &str| {
             self.undone.retain(|undone| undone.what != what);
@@ -86,6 +87,8 @@ impl Since {
         };
         let note = match &record.change {
             Change::WriterStarted { .. } | Change::Checkpoint { .. } | Change::AuditPruned { .. } => return,
+            // A token that is dead by now needs nobody to revoke it.
+            Change::Revoked { dies_at: Some(dies_at), .. } if *dies_at <= now.seconds() => return,
             Change::Revoked { target, reason, .. } => return stop(Stopped::Revoked(target.clone()), reason),
             Change::KeySuspended { key_id, reason } => return stop(Stopped::Suspended(key_id.clone()), reason),
             Change::KeyConfirmedAtApple { key_id } => return stop(Stopped::ConfirmedAtApple(key_id.clone()), ""),
@@ -114,7 +117,9 @@ impl Since {
             Change::HistoryAccepted { .. } => "the acceptance is lost; where a replica asks for it, accept again",
             Change::VaultInitialised { .. } => "",
         };
-        let what = format!("{}: {}; {note}", record.change.event(), record.change.summary().1);
+        let (key, summary) = record.change.summary();
+        let key = key.map(|key| format!(" {key}")).unwrap_or_default();
+        let what = format!("{}{key}: {summary}; {note}", record.change.event());
         self.lost.push(Lost { revision: record.revision, who, what });
     }
 
@@ -133,6 +138,7 @@ pub(super) async fn read(
     previous: &dyn Store,
     checked: &Checked,
     unsealing: &Unsealing<'_>,
+    now: UnixMillis,
 ) -> Result<Since, RestoreError> {
     let row = previous.seal_row().await?;
     let row = row.ok_or_else(|| RestoreError::Wrong("the previous database holds no vault".to_owned()))?;
@@ -148,7 +154,7 @@ pub(super) async fn read(
     let named = previous.head().await?;
     let backup = checked.header().head;
     let mut since = Since { head: backup, backup: backup.revision, ..Since::default() };
-    if let Err(why) = follow(previous, checked, &keyring, &mut since).await? {
+    if let Err(why) = follow(previous, checked, &keyring, &mut since, now).await? {
         since.unreadable = Some(why);
     } else if since.head.revision < named.revision {
         since.unreadable = Some(format!("the records after revision {} are not there", since.head.revision));
@@ -161,6 +167,7 @@ async fn follow(
     checked: &Checked,
     keyring: &Keyring,
     since: &mut Since,
+    now: UnixMillis,
 ) -> Result<Result<(), String>, RestoreError> {
     let mut state = checked.state().clone();
     let mut opened = BTreeSet::new();
@@ -172,7 +179,7 @@ async fn follow(
         };
         for sealed in &page {
             match load::follow(&mut state, sealed, &checked.header().vault, keyring) {
-                Ok(record) => since.take(&record, &mut opened),
+                Ok(record) => since.take(&record, &mut opened, now),
                 Err(error @ LoadError::Store(_)) => return Err(not_whole(error)),
                 Err(other) => return Ok(Err(other.to_string())),
             }

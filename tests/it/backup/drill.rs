@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use p8broker::config::StoreConfig;
-use p8broker::grpc::proto;
 use tonic::Code;
 
 use super::*;

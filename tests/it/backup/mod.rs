@@ -1,14 +1,18 @@
 //! Backup and restore: drills under load on both engines, and what is refused.
 
+mod commands;
 mod damage;
 mod drill;
+mod older;
+mod serving;
 
 use std::path::{Path, PathBuf};
 
 use p8broker::config::{StoreAt, StoreConfig};
+use p8broker::grpc::proto;
 use serde_json::Value;
 
-use crate::cli::{json_as, run_as};
+use crate::cli::json_as;
 use crate::harness::*;
 
 /// A broker's configuration as a file, as the command line reads it; `store` is what stands under `[store]`.
@@ -81,21 +85,4 @@ pub fn elsewhere(broker: &Broker, store: StoreConfig) -> Broker {
     let mut other = broker.sibling(1);
     other.config.store = store;
     other
-}
-
-/// What a broker holds, as its operators see it.
-pub async fn seen(broker: &Broker) -> (Value, Vec<(String, u64)>) {
-    let (code, document) = json_as(broker, OPERATOR, &["export"], "").await;
-    assert_eq!(code, 0, "{document}");
-    let events = broker.as_(OPERATOR).await.all_events().await;
-    (document, events.into_iter().map(|event| (event.writer, event.sequence)).collect())
-}
-
-/// A person's answer holds what is asked for.
-pub async fn says(broker: &Broker, arguments: &[&str], wanted: &[&str]) {
-    let (code, out, err) = run_as(broker, OPERATOR, arguments, "").await;
-    assert_eq!(code, 0, "{err}");
-    for wanted in wanted {
-        assert!(out.contains(wanted), "{wanted}: {out}");
-    }
 }
