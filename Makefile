@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: demo test promtest check sim race differential chaos bench fmt lint-proto deny
+.PHONY: demo test promtest check sim race differential chaos bench freeze fmt lint-proto deny
 
 # The whole story on SQLite in a temporary folder, told to a person.
 demo:
@@ -69,3 +69,7 @@ lint-proto:
 # Bans, licences and sources of all dependencies; needs `cargo install cargo-deny`.
 deny:
 	$(CARGO) deny check bans licenses sources
+
+# Writes what this release writes into tests/it/compat/frozen, for later ones to read; once for each release, with its tag.
+freeze:
+	$(CARGO) test --locked --test it -- --ignored --exact compat::freeze::freeze

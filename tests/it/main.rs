@@ -22,6 +22,7 @@ mod chaos;
 mod cli;
 mod cli_explain;
 mod cli_fleet;
+mod compat;
 mod crash;
 mod desired;
 mod explain;
