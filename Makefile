@@ -58,6 +58,7 @@ bench:
 	$(CARGO) bench --locked --bench startup
 	$(CARGO) bench --locked --no-run --bench fleet
 	bash tests/postgres.sh with $(CARGO) bench --locked --bench fleet
+	bash tests/postgres.sh with $(CARGO) bench --locked --bench backup
 
 fmt:
 	$(CARGO) fmt

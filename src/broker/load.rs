@@ -251,10 +251,7 @@ fn fold(state: &mut State, record: &Record, head: Head) -> Result<(), LoadError>
     state.fold(record, head.chain).map_err(|error| tampered(error.to_string()))
 }
 
-/// The `seal` row must be the one that the log ends with, not an earlier one.
-///
-/// # Errors
-/// Where it is not.
+/// The `seal` row must be the one that the log ends with, not an earlier one; fails where it is not.
 pub(super) fn check_seal(state: &State, seal: &SealRow, keyring: &Keyring) -> Result<(), LoadError> {
     if state.vault() != Some(&seal.vault) {
         return Err(tampered("the control log belongs to another vault than the seal row".to_owned()));

@@ -107,14 +107,6 @@ pub(super) fn head_in(rows: &[impl Columns]) -> Result<Head, StoreError> {
     Ok(Head { revision: revision(row, 0)?, chain: chain(row, 1)? })
 }
 
-pub(super) async fn is_used(ask: &impl Ask) -> Result<bool, StoreError> {
-    is_used_in(&ask.ask(sql::IS_USED.to_owned(), &[]).await?)
-}
-
-pub(super) fn is_used_in(rows: &[impl Columns]) -> Result<bool, StoreError> {
-    rows.first().map_or(Ok(false), |row| Ok(row.integer(0)? != 0))
-}
-
 pub(super) async fn newest_checkpoint(ask: &impl Ask) -> Result<Revision, StoreError> {
     checkpoint_before(ask, Revision(u64::MAX)).await
 }

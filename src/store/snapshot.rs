@@ -25,3 +25,13 @@ pub(super) async fn read(ask: &impl Ask) -> Result<Option<Snapshot>, StoreError>
     }
     Ok(Some(Snapshot { seal, head, keys, writers }))
 }
+
+/// Whether there is anything of a vault.
+pub(super) async fn is_used(ask: &impl Ask) -> Result<bool, StoreError> {
+    is_used_in(&ask.ask(sql::IS_USED.to_owned(), &[]).await?)
+}
+
+/// The same, of an answer.
+pub(super) fn is_used_in(rows: &[impl Columns]) -> Result<bool, StoreError> {
+    rows.first().map_or(Ok(false), |row| Ok(row.integer(0)? != 0))
+}

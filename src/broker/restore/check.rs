@@ -186,7 +186,7 @@ enum Stage {
     Begin,
     Records,
     Keys(Vec<SealedKey>),
-    Writers(Vec<StoredEnd>, Option<Chained>),
+    Writers(Vec<StoredEnd>, Box<Chained>),
 }
 
 /// One writer's rows, as far as they were read.
@@ -216,7 +216,7 @@ impl Reading<'_> {
                 Ok(())
             }
             (Part::Writer(end), Stage::Records | Stage::Keys(_) | Stage::Writers(..)) => self.writer(end, state),
-            (Part::Row(row), Stage::Writers(_, Some(chained))) => chained.row(&row, self.keyring),
+            (Part::Row(row), Stage::Writers(_, chained)) => chained.row(&row, self.keyring),
             _ => Err(RestoreError::Wrong("its parts are not in order".to_owned())),
         }
     }
@@ -262,7 +262,7 @@ impl Reading<'_> {
             }
             Stage::Keys(keys) => keys,
             Stage::Writers(mut ends, chained) => {
-                ends.extend(chained.map(Chained::end).transpose()?);
+                ends.push(chained.end()?);
                 return Ok(ends);
             }
             Stage::Begin => return Err(RestoreError::Wrong("it has no records".to_owned())),
@@ -276,7 +276,7 @@ impl Reading<'_> {
         let unknown = || RestoreError::Wrong(format!("audit writer {} was never started", end.writer));
         let writer = state.writers().get(&end.writer).ok_or_else(unknown)?.clone();
         let (at, chain) = (writer.pruned_sequence, writer.pruned_chain);
-        self.stage = Stage::Writers(ends, Some(Chained { end, writer, at, chain, has_row: false }));
+        self.stage = Stage::Writers(ends, Box::new(Chained { end, writer, at, chain, has_row: false }));
         Ok(())
     }
 

@@ -33,7 +33,7 @@ use super::reads::{self, Ask, Value, columns, signed};
 use super::schema::check_release;
 use super::{
     Append, AuditBatch, AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, Fenced, Hazard, LiveCount, Parts,
-    Replica, SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, canary, shadow, sql,
+    Replica, SealedKey, ShadowCount, Store, StoreError, StoredEnd, Under, canary, shadow, snapshot, sql,
 };
 use crate::clock::UnixMillis;
 use crate::domain::audit::{AuditFilter, AuditRow, LiveToken};
@@ -260,7 +260,7 @@ impl Store for PostgresStore {
     }
 
     async fn is_used(&self) -> Result<bool, StoreError> {
-        reads::is_used(&self.readers).await
+        snapshot::is_used(&self.readers).await
     }
 
     async fn restore(&self, seal: &SealRow, head: Head, parts: Parts) -> Result<(), StoreError> {

@@ -9,7 +9,8 @@ use super::{audit, bound, classify, control};
 use crate::id::Head;
 use crate::store::batches::{Batch, Batches, Parts};
 use crate::store::part::Snapshot;
-use crate::store::reads::{Ask, Value, is_used_in};
+use crate::store::reads::{Ask, Value};
+use crate::store::snapshot::is_used_in;
 use crate::store::{StoreError, snapshot, sql};
 use crate::vault::unseal::SealRow;
 

@@ -129,3 +129,26 @@ async fn a_vault_moves_from_postgresql_to_sqlite_by_the_same_two_commands() {
     let options = Options { url: Some(new_database().await), ..Options::default() };
     drill(options, new_file(&dir)).await;
 }
+
+/// A move keeps its anchor, as nothing came after the backup: it finds the same history, and the broker serves at once.
+#[tokio::test]
+async fn a_vault_that_moves_without_a_broker_keeps_its_anchor_and_goes_back_nowhere() {
+    let mut broker = Broker::with(Options { anchor: true, ..Options::default() }).await;
+    let token = broker.as_(CLIENT).await.issue(ask()).await.unwrap();
+    broker.stop().await;
+    let config = config_file(&broker, "sqlite.toml", &store_of(&broker));
+    let file = broker.dir.path().join("move.backup");
+    let (out, from) = (file.display().to_string(), config.display().to_string());
+    assert_eq!(here(&["operator", "backup", "--config", &from, "--out", &out]).0, 0);
+    let anchor = broker.config.anchor.file.clone();
+    let mut moved = elsewhere(&broker, StoreConfig::url(&new_database().await));
+    moved.config.anchor.file = anchor;
+    let config = config_file(&moved, "postgres.toml", &store_of(&moved));
+    let (code, done) = restore(&file, &config, &[]);
+    assert_eq!((code, &done["accept_history"]), (0, &Value::Null), "{done}");
+    moved.run(None).await;
+    let request = proto::IntrospectTokenRequest { token_id: token.token_id };
+    assert!(moved.as_(CLIENT).await.token.introspect_token(request).await.is_ok(), "what was handed out is known");
+    moved.as_(CLIENT).await.issue(ask_fresh()).await.unwrap();
+    moved.stop().await;
+}
