@@ -1,8 +1,8 @@
 //! Restores a vault from a backup into an empty database, on the machine itself.
 //!
-//! Steps: (1) the file is read from end to end and everything in it is checked ([`check`]); (2) what is known of a newer state
+//! Steps: (1) the file is read from end to end and everything in it is checked (`check`); (2) what is known of a newer state
 //! is asked: the anchor's newest revision, and the control log of the database that the backup stands in for, where that can
-//! still be read ([`since`]); (3) an older state over a newer one is refused, unless it is told by name; (4) one transaction
+//! still be read (`since`); (3) an older state over a newer one is refused, unless it is told by name; (4) one transaction
 //! writes everything, from a second reading of the same file; (5) what was written is loaded as at a start; (6) an anchor that
 //! is empty or not there is begun with the restored head. Until (4) nothing is touched.
 //!
