@@ -25,6 +25,7 @@ pub(crate) async fn open(dir: &Path) -> (Arc<dyn Store>, Arc<Broker>) {
         anchor: None,
         replica: "bench".to_owned(),
         signatures_per_second: NonZeroU32::MAX,
+        canary_every_s: 0,
     });
     broker.start().await;
     (store, broker)

@@ -86,7 +86,11 @@ impl Since {
             self.undone.push(Undone { what, revision: record.revision, who: who.clone(), reason: reason.to_owned() });
         };
         let note = match &record.change {
-            Change::WriterStarted { .. } | Change::Checkpoint { .. } | Change::AuditPruned { .. } => return,
+            Change::WriterStarted { .. }
+            | Change::Checkpoint { .. }
+            | Change::AuditPruned { .. }
+            | Change::CanarySuspended
+            | Change::CanaryResumed => return,
             // A token that is dead by now needs nobody to revoke it.
             Change::Revoked { dies_at: Some(dies_at), .. } if *dies_at <= now.seconds() => return,
             Change::Revoked { target, reason, .. } => return stop(Stopped::Revoked(target.clone()), reason),
