@@ -37,6 +37,7 @@ async fn everything() -> Broker {
     let (database_revision, seen_revision) = (lost.database_revision, lost.seen_revision);
     let accept = proto::AcceptHistoryRequest { database_revision, seen_revision, reason: "a disk was lost".to_owned() };
     operator.system.accept_history(accept).await.unwrap();
+    broker.inner().lead_canary().await.unwrap();
     for _ in 0..5 {
         broker.as_(CLIENT).await.issue(ask_fresh()).await.unwrap();
     }

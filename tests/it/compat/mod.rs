@@ -69,6 +69,8 @@ fn every_kind_of_record_that_a_release_knew_is_frozen() {
         "audit_pruned",
         "break_glass_closed",
         "break_glass_opened",
+        "canary_resumed",
+        "canary_suspended",
         "change_proposed",
         "checkpoint",
         "document_applied",
