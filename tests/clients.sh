@@ -131,7 +131,7 @@ issuer() {
 }
 
 run_go() { cd clients/go && go vet ./... && go test -count=1 -race ./...; }
-run_python() { cd clients/python && python -W error::ResourceWarning -m unittest -v; }
+run_python() { cd clients/python && GRPC_VERBOSITY=NONE python -W error::ResourceWarning -m unittest -v; }
 run_typescript() { cd clients/typescript && npm test --silent; }
 
 run_tests() {

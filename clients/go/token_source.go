@@ -7,6 +7,7 @@ package p8broker
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -122,6 +123,7 @@ func (s *TokenSource) keep(ctx context.Context) {
 			case <-ctx.Done():
 			}
 		} else if err := s.issue(ctx); err != nil {
+			slog.WarnContext(ctx, "no new token", "error", err)
 			sleep(ctx, s.broker.pause(err, failures))
 			failures++
 		} else {
