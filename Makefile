@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: demo test promtest check sim race differential chaos bench freeze fmt lint-proto deny
+.PHONY: demo test promtest clients-test check sim race differential chaos bench freeze fmt lint-proto deny
 
 # The whole story on SQLite in a temporary folder, told to a person.
 demo:
@@ -14,11 +14,15 @@ demo:
 test:
 	$(CARGO) test --locked --no-run
 	bash tests/postgres.sh with $(CARGO) test --locked
-	$(MAKE) promtest
+	$(MAKE) promtest clients-test
 
 # Alerts and recording rules, by Prometheus' own promtool: each alert fires, and does not fire.
 promtest:
 	bash tests/prometheus.sh rules
+
+# The clients in Go, Python and TypeScript against real brokers. What they need is fetched once, into target/tools.
+clients-test:
+	bash tests/clients.sh test
 
 # Format, lints, documentation, layers. `lint-proto` and `deny` need tools of their own and are not part of it.
 check:
