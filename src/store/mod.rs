@@ -3,6 +3,8 @@
 //! The engines decide nothing and open nothing: rows arrive sealed and chained. What they answer for is atomicity,
 //! durability and the fence, and the conformance suite in `tests/it/store/` holds each of them to it.
 //!
+//! Over 400 lines, as the trait is what an engine is, and is read as one.
+//!
 //! # Invariants
 //! - P4, P5 (the fence): [`Store::commit_rows`] and [`Store::append`] compare the head within the transaction that
 //!   writes, and write only where it is the one that the caller names.

@@ -1,4 +1,6 @@
 //! Questions to the tables, written once for both engines: an engine says how a statement is sent, and how a column is read.
+//!
+//! Over 400 lines, as each question is one small function, and its row another.
 
 use super::{
     AuditCursor, ExposureCursor, ExposureGroup, ExposureTotals, LiveCount, Replica, SealedKey, StoreError, StoredEnd,
