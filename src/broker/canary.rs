@@ -67,9 +67,11 @@ impl Broker {
         let broker = Arc::clone(self);
         let run = async move {
             if broker.claim(every_s).await {
-                match broker.lead_canary().await {
-                    Ok(seconds) => tracing::debug!(seconds, "every replica refused the canary"),
-                    Err(error) => tracing::error!(%error, "the canary failed"),
+                // A replica that stops leaves the key as it is, for the next run.
+                match broker.stopping.run_until_cancelled(broker.lead_canary()).await {
+                    Some(Ok(seconds)) => tracing::debug!(seconds, "every replica refused the canary"),
+                    Some(Err(error)) => tracing::error!(%error, "the canary failed"),
+                    None => {}
                 }
             }
             broker.canary.0.store(false, Ordering::SeqCst);

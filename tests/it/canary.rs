@@ -112,6 +112,15 @@ async fn one_run_at_a_time_for_the_whole_fleet() {
     eventually("one of them led", async || runs(&cluster).await == 1.0).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(runs(&cluster).await, 1.0);
+    // A leader that stops while it waits for a silent replica does not wait any longer, and its run is nobody's.
+    let ghost = "insert into replica (name, version, phase, revision, started_ms, seen_ms) \
+        values ('ghost', '0', 'OPEN', 1, 1, 9000000000000); update canary set started_ms = started_ms - 3600000";
+    sqlx::raw_sql(ghost).execute(&mut connection).await.unwrap();
+    let leader = cluster.replicas[0].inner().clone();
+    leader.run_canary().await;
+    eventually("it waits", async || leader.open().unwrap().state().canary_suspended().is_some()).await;
+    let stopped = tokio::time::timeout(Duration::from_secs(8), cluster.replicas[0].restart());
+    stopped.await.expect("it stops while its run has seconds to go");
     cluster.stop().await;
 }
 
