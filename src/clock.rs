@@ -98,6 +98,12 @@ impl Stopwatch {
     }
 }
 
+/// The machine's time, for what is shown beside times of other machines, such as spans. Nobody is granted anything by it.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

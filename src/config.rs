@@ -7,6 +7,7 @@
 //! Over 400 lines, as a setting, its default and what may be wrong with it are read together.
 
 mod store;
+mod traces;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -22,6 +23,7 @@ use crate::id::{ClientId, is_dns_name, is_trust_domain};
 use crate::identity::oidc::OidcConfig;
 use crate::tls::{ClientCaFile, Limits as ConnectionLimits, TlsFiles};
 pub use store::{StoreAt, StoreConfig, StoreUrl};
+pub use traces::TracesConfig;
 
 /// The prefix of environment variables. Only those with two underscores are settings: the command line has some of its own,
 /// and Kubernetes sets `P8BROKER_PORT` and its like for a Service of this name.
@@ -69,6 +71,9 @@ pub struct Config {
     /// How the keys of trusted issuers are fetched.
     #[serde(default)]
     pub oidc: OidcConfig,
+    /// Where traces go.
+    #[serde(default)]
+    pub traces: TracesConfig,
 }
 
 /// `[canary]`
@@ -309,6 +314,7 @@ impl Config {
         }
         out.extend(self.store.wrong());
         out.extend(self.oidc.wrong());
+        out.extend(self.traces.wrong());
         if self.replica.name.as_deref().is_some_and(|name| !is_replica_name(name)) {
             out.push("replica.name: 1 to 100 printable ASCII characters without spaces".to_owned());
         }

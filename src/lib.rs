@@ -8,7 +8,7 @@
 //! | --- | --- | --- |
 //! | 0 words | [`clock`], [`id`], [`secret`] | std, zeroize, time |
 //! | 1 domain: pure, sync, no I/O | [`domain`] | serde |
-//! | 2 mechanism | [`metrics`], [`vault`], [`signer`], [`store`] | aws-lc-rs, jsonwebtoken, sqlx, prometheus |
+//! | 2 mechanism | [`metrics`], [`trace`], [`vault`], [`signer`], [`store`] | aws-lc-rs, jsonwebtoken, sqlx, prometheus, opentelemetry |
 //! | 3 use cases | [`broker`] | tokio sync and time |
 //! | 4 edges | [`identity`], [`grpc`], [`tls`], [`ops`], [`client`] | tonic, prost, tower, rustls, axum, hyper |
 //! | 5 assembly | [`config`], [`telemetry`], [`server`], [`cli`] | everything |
@@ -49,4 +49,5 @@ pub mod signer;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod trace;
 pub mod vault;

@@ -27,7 +27,9 @@ use crate::store::Store;
 use crate::store::anchor::Anchor;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
+use crate::telemetry::{self, Export, TracesError};
 use crate::tls::{Connection, Tls};
+use crate::trace::Tracer;
 
 /// How long requests may go on over a connection that was asked to go.
 const GRACE: Duration = Duration::from_secs(30);
@@ -47,6 +49,9 @@ pub enum ServerError {
     /// Issuers' keys can't be fetched as the configuration says.
     #[error("{0}")]
     Oidc(String),
+    /// Traces can't be exported as the configuration says.
+    #[error("{0}")]
+    Traces(#[from] TracesError),
     /// The database can't be opened.
     #[error("{0}")]
     Store(#[from] crate::store::StoreError),
@@ -70,6 +75,8 @@ pub struct Server {
     verifier: Arc<Verifier>,
     grpc: TcpListener,
     ops: TcpListener,
+    tracer: Tracer,
+    export: Option<Export>,
     config: Config,
 }
 
@@ -110,6 +117,7 @@ impl Server {
             signatures_per_second: config.limits.signatures_per_second,
             canary_every_s: config.canary.every_s,
         });
+        let (tracer, export) = telemetry::traces(&config.traces, &config.replica(), &metrics)?.unzip();
         let asked = Arc::downgrade(&broker);
         let without = Arc::new(move || asked.upgrade().is_some_and(|broker| broker.trusts_issuers()));
         let tls = Tls::load(config.tls_files(), Arc::clone(&clock), metrics.clone(), without)?;
@@ -117,7 +125,8 @@ impl Server {
         let verifier = Arc::new(verifier.map_err(|error| ServerError::Oidc(error.to_string()))?);
         let (grpc, ops) = (listen(config.listen.grpc).await?, listen(config.listen.ops).await?);
         broker.start().await;
-        Ok(Self { broker, tls: Arc::new(tls), verifier, grpc, ops, config })
+        let tracer = tracer.unwrap_or_default();
+        Ok(Self { broker, tls: Arc::new(tls), verifier, grpc, ops, tracer, export, config })
     }
 
     /// The broker.
@@ -146,9 +155,14 @@ impl Server {
     /// # Errors
     /// Where serving failed.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServerError> {
-        let Self { broker, tls, verifier, grpc, ops, config } = self;
+        let Self { broker, tls, verifier, grpc, ops, tracer, export, config } = self;
         let tasks = TaskTracker::new();
-        let gate = Gate::new(Arc::clone(&broker), Arc::clone(&verifier), config.limits());
+        let gate = Gate::new(Arc::clone(&broker), Arc::clone(&verifier), config.limits(), tracer);
+        // Ends after everything that has spans.
+        let (exported, exports) = (CancellationToken::new(), TaskTracker::new());
+        if let Some(export) = export {
+            exports.spawn(export.run(exported.clone()));
+        }
         let (reporter, health) = tonic_health::server::health_reporter();
         tasks.spawn(keep_house(Arc::clone(&broker), gate.clone(), Arc::clone(&verifier), reporter, stop.clone()));
         let (watched, every) = (Arc::clone(&tls), Duration::from_secs(config.tls.reload_s));
@@ -189,6 +203,9 @@ impl Server {
         stop.cancel();
         tasks.close();
         tasks.wait().await;
+        exported.cancel();
+        exports.close();
+        exports.wait().await;
         tracing::info!("stopped");
         outcome
     }

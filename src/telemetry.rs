@@ -1,10 +1,14 @@
 //! Logs: structured, to standard error, as JSON or for a person. Nothing secret is ever an argument of a log line.
+//! Traces, where they are configured, go to a collector.
+
+mod export;
 
 use std::io::IsTerminal;
 
 use tracing::level_filters::LevelFilter;
 
 use crate::config::{Log, LogFormat, LogLevel};
+pub use export::{Export, TracesError, traces};
 
 /// Starts logging, once for the process.
 pub fn start(log: &Log) {

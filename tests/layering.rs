@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["clock", "id", "secret"],
     &["domain"],
-    &["metrics", "vault", "signer", "store"],
+    &["metrics", "trace", "vault", "signer", "store"],
     &["broker"],
     &["identity", "grpc", "tls", "ops", "client"],
     &["config", "telemetry", "server", "cli", "main", "lib"],
@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
 
 /// Which external crates are confined to which modules.
 const CONFINED: &[(&str, &[&str])] = &[
-    ("tonic", &["grpc", "client", "tls", "server", "cli", "identity"]),
+    ("tonic", &["grpc", "client", "tls", "server", "cli", "identity", "telemetry"]),
     ("sqlx", &["store"]),
     ("jsonwebtoken", &["signer", "identity"]),
     ("axum", &["ops", "server"]),
@@ -27,7 +27,10 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("rcgen", &["cli"]),
     ("hyper", &["identity"]),
     ("jiff", &["domain"]),
-    ("webpki_roots", &["identity"]),
+    ("webpki_roots", &["identity", "telemetry"]),
+    ("opentelemetry", &["trace", "telemetry"]),
+    ("opentelemetry_sdk", &["trace", "telemetry"]),
+    ("opentelemetry_proto", &["telemetry"]),
 ];
 
 fn place(module: &str) -> (usize, usize) {

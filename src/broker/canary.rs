@@ -22,6 +22,7 @@ use crate::domain::decide::Decision;
 use crate::domain::state::State;
 use crate::id::Revision;
 use crate::signer::CanaryKey;
+use crate::trace::Within;
 use crate::vault::keyring::Keyring;
 
 /// How long the replicas have to be seen refusing.
@@ -187,7 +188,7 @@ impl Broker {
         let now = self.parts.clock.now();
         let again = |state: &State, now| state.canary_suspended().is_none().then(|| decision(state, now));
         let event = self.canary_event(&state, now)?;
-        match open.ledger.commit(event, decision(&state, now), Box::new(again)).await {
+        match open.ledger.commit(event, decision(&state, now), Box::new(again), Within::default()).await {
             Committed::Yes(_) => Ok(()),
             Committed::HeadMoved | Committed::OverQuota(_) => Err(open
                 .state()

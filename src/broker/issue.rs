@@ -32,7 +32,9 @@ use crate::domain::quota::Bound;
 use crate::domain::state::State;
 use crate::domain::target::Target;
 use crate::id::{AppGroupName, ClientId, DecisionId, KeyId, PolicyName, Revision};
+use crate::metrics::Seconds;
 use crate::signer::SignedToken;
+use crate::trace::{self, Fact};
 
 /// What rows of decisions on tokens are called.
 pub(super) const ISSUE_TOKEN: &str = "IssueToken";
@@ -121,6 +123,8 @@ impl Broker {
     /// With the denial, or with what is in the way.
     pub async fn issue(&self, caller: &Caller, ask: TokenAsk) -> Result<Issued, BrokerError> {
         let decision_id = self.decision_id()?;
+        let (group, role) = (&ask.request.app_group, ask.request.role);
+        trace::note(|| [Fact::AppGroup(group), Fact::Role(role), Fact::DecisionId(&decision_id)]);
         let open = match self.open() {
             Ok(open) => open,
             Err(error) => {
@@ -130,9 +134,10 @@ impl Broker {
         };
         for _ in 0..MOST_TRIES {
             let state = open.state();
-            let watch = Stopwatch::start();
+            let mut step = self.step("decide");
             let decision = decide(&ask.request, &state, self.parts.clock.now());
-            self.observe("decide", watch);
+            step.span.note(|| decided(&decision, &state));
+            step.end();
             let permit = match decision {
                 Ok(permit) => permit,
                 // What another replica granted a moment ago is granted here, too: a refusal is of the newest state.
@@ -154,8 +159,9 @@ impl Broker {
             };
             if let Some(issued) = issued {
                 let outcome = if issued.reused { Outcome::Reused } else { Outcome::Signed };
-                let (group, role) = (ask.request.app_group.as_str(), ask.request.role.as_str());
-                self.parts.metrics.tokens.inc(outcome.as_str(), group, role);
+                let policy = &issued.token.permit().policy().name;
+                trace::note(|| [Fact::Outcome(outcome), Fact::Policy(policy), Fact::Revision(issued.revision)]);
+                self.parts.metrics.tokens.inc(outcome.as_str(), group.as_str(), role.as_str());
                 return Ok(issued);
             }
             self.parts.metrics.fence_retries.inc();
@@ -222,9 +228,9 @@ impl Broker {
         // A key that was destroyed since the decision: the head has moved, so decide again.
         let Some(key) = open.vault.signing_key(&permit.key().id) else { return Ok(None) };
         let decision = permit.decision();
-        let watch = Stopwatch::start();
+        let step = self.step("sign");
         let token = key.sign(permit).map_err(|error| BrokerError::Internal(error.to_string()))?;
-        self.observe("sign", watch);
+        step.end();
         // Claims have whole seconds: what is signed in the second of a revoked token is that token. The next one is not.
         if state.is_revoked(&Target::Token(token.id().clone())) {
             return Ok(None);
@@ -243,12 +249,12 @@ impl Broker {
         (token, since): (Arc<SignedToken>, Option<Revision>),
         decision_id: &DecisionId,
     ) -> Result<Option<Issued>, BrokerError> {
-        let watch = Stopwatch::start();
+        let step = self.step("commit");
         let reused = since.is_some();
         let (signed, asked) = (Arc::clone(&token), request.clone());
         let again = move |state: &State, now| holds_again(&signed, &asked, since, state, now);
-        let committed = open.ledger.commit(event, decision, Box::new(again)).await;
-        self.observe("commit", watch);
+        let committed = open.ledger.commit(event, decision, Box::new(again), step.span.within()).await;
+        step.end();
         match committed {
             // INVARIANT (P4): the token is let go here, and nowhere else.
             Committed::Yes(decision) => {
@@ -313,6 +319,10 @@ impl Broker {
     }
 
     fn deny(&self, caller: &Caller, ask: &TokenAsk, denial: Denial, decision_id: DecisionId) -> BrokerError {
+        trace::note(|| [Fact::Outcome(Outcome::Denied), Fact::Revision(denial.head.revision)]);
+        if let Some(policy) = &denial.policy {
+            trace::note(|| [Fact::Policy(policy)]);
+        }
         let event = self.denial(caller, ask, denial.policy.as_ref(), denial.head.revision, &decision_id);
         self.record_denial(AuditEvent { reason: denial.reason.as_str().to_owned(), ..event });
         BrokerError::Denied { denial, decision_id }
@@ -342,9 +352,32 @@ impl Broker {
         }
     }
 
-    fn observe(&self, step: &str, watch: Stopwatch) {
-        self.parts.metrics.issue_seconds.with_label_values(&[step]).observe(watch.seconds());
+    fn step(&self, name: &'static str) -> Step {
+        let seconds = self.parts.metrics.issue_seconds.with_label_values(&[name]);
+        Step { seconds, watch: Stopwatch::start(), span: trace::step(name) }
     }
+}
+
+/// A step that is on its way: measured where it comes to its end, and in the trace in any case.
+struct Step {
+    seconds: Seconds,
+    watch: Stopwatch,
+    span: trace::Step,
+}
+
+impl Step {
+    fn end(self) {
+        self.seconds.observe(self.watch.seconds());
+    }
+}
+
+/// What a decision is, for its step.
+fn decided<'a>(decision: &'a Result<Permit, Denial>, state: &State) -> [Fact<'a>; 2] {
+    let what = match decision {
+        Ok(permit) => Fact::Policy(&permit.policy().name),
+        Err(denial) => Fact::Reason(denial.reason.as_str()),
+    };
+    [what, Fact::Revision(state.head().revision)]
 }
 
 /// Decides a request again on a newer state, for a token that is signed already: it may go out where it is what the newer

@@ -21,6 +21,7 @@ use crate::domain::state::State;
 use crate::id::KeyId;
 use crate::signer::SigningKey;
 use crate::store::KeyBytes;
+use crate::trace::{self, Fact, Within};
 use crate::vault::keyring::Keyring;
 use crate::vault::unseal::SealRow;
 
@@ -101,6 +102,8 @@ pub(super) struct Waiting {
     pub(super) again: Again,
     /// Since it queued.
     pub(super) since: Stopwatch,
+    /// Where in its trace it waits.
+    pub(super) within: Within,
     pub(super) reply: oneshot::Sender<Committed>,
 }
 
@@ -109,7 +112,7 @@ pub(super) type Row = (AuditEvent, Option<Waiting>);
 
 /// What waits to become durable.
 pub(super) enum Entry {
-    Token { event: AuditEvent, waiting: Waiting },
+    Token { event: AuditEvent, waiting: Box<Waiting> },
     Refusal(AuditEvent),
     Change { asker: Asker, propose: Propose, reply: oneshot::Sender<Result<Changed, BrokerError>> },
 }
@@ -126,10 +129,16 @@ impl Ledger {
     }
 
     /// Waits until a token's row is durable, or is not.
-    pub(super) async fn commit(&self, event: AuditEvent, decision: Decision, again: Again) -> Committed {
+    pub(super) async fn commit(
+        &self,
+        event: AuditEvent,
+        decision: Decision,
+        again: Again,
+        within: Within,
+    ) -> Committed {
         let (reply, answer) = oneshot::channel();
-        let waiting = Waiting { decision, again, since: Stopwatch::start(), reply };
-        if self.0.send(Entry::Token { event, waiting }).await.is_err() {
+        let waiting = Waiting { decision, again, since: Stopwatch::start(), within, reply };
+        if self.0.send(Entry::Token { event, waiting: Box::new(waiting) }).await.is_err() {
             // The ledger ends with the vault: decided again, the request meets the seal.
             return Committed::HeadMoved;
         }
@@ -143,6 +152,9 @@ impl Ledger {
 
     /// Makes a change. It runs to its end also where the caller stops waiting.
     pub(super) async fn change(&self, asker: Asker, propose: Propose) -> Result<Changed, BrokerError> {
+        // The step ends with the answer.
+        let _step = trace::step("commit");
+        trace::note(|| [Fact::DecisionId(&asker.decision_id)]);
         let (reply, answer) = oneshot::channel();
         let sealed = || BrokerError::Sealed { why: "it was sealed while the request waited".to_owned() };
         self.0.send(Entry::Change { asker, propose, reply }).await.map_err(|_| sealed())?;

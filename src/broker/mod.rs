@@ -71,6 +71,7 @@ use crate::id::{ClientId, DecisionId, Head, VaultId};
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::anchor::Anchor;
+use crate::trace;
 
 /// How long what runs beside the requests may take to end.
 const STOP: Duration = Duration::from_secs(10);
@@ -320,7 +321,7 @@ impl Broker {
         &self,
         work: impl Future<Output = Result<T, BrokerError>> + Send + 'static,
     ) -> Result<T, BrokerError> {
-        self.tasks.spawn(work).await.map_err(|error| BrokerError::Internal(error.to_string()))?
+        self.tasks.spawn(trace::carried(work)).await.map_err(|error| BrokerError::Internal(error.to_string()))?
     }
 
     /// Is cancelled when the broker is about to end.

@@ -35,6 +35,7 @@ use crate::domain::change::{AuditPosition, Change};
 use crate::domain::state::State;
 use crate::id::{DecisionId, Head, WriterId};
 use crate::store::{Append, AuditBatch, Fenced, KeyBytes, QuotaAsk, QuotaLeft, Store, StoreError};
+use crate::trace::{self, Fact};
 use crate::vault::audit_chain::WriterEnd;
 
 /// Most entries taken from the queue for one commit.
@@ -127,7 +128,7 @@ impl Writer {
             match entry {
                 Entry::Token { event, waiting } => {
                     self.follow.metrics.commit_wait.observe(waiting.since.seconds());
-                    rows.push((event, Some(waiting)));
+                    rows.push((event, Some(*waiting)));
                 }
                 Entry::Refusal(event) => rows.push((event, None)),
                 Entry::Change { asker, propose, reply } => changes.push(Wanted { asker, propose, reply }),
@@ -155,7 +156,10 @@ impl Writer {
             let (events, waiting): (Vec<_>, Vec<_>) = rows_at_head.into_iter().unzip();
             let fence = waiting.iter().any(Option::is_some).then_some(state.head());
             let asked = Asked::at(self.clock.now());
-            match self.write(events, asks, fence).await {
+            let steps = group_commit(&waiting, events.len());
+            let written = self.write(events, asks, fence).await;
+            drop(steps);
+            match written {
                 Ok(Written::Committed) => {
                     self.follow.metrics.last_commit.set(self.clock.now().seconds());
                     // INVARIANT (P4): nobody is told before this line.
@@ -436,6 +440,16 @@ impl Writer {
         tracing::info!(seconds = watch.seconds(), "wrote a checkpoint");
         Ok(())
     }
+}
+
+/// In each row's trace, the commit that it has a part in.
+fn group_commit(waiting: &[Option<Waiting>], rows: usize) -> Vec<trace::Step> {
+    let begin = |it: &Waiting| {
+        let mut step = it.within.step("group_commit");
+        step.note(|| [Fact::Rows(rows)]);
+        step
+    };
+    waiting.iter().flatten().filter(|it| it.within.is_sampled()).map(begin).collect()
 }
 
 /// Rows that hold on this state: refusals, and tokens that were decided on it or, decided again, may go out as they are.

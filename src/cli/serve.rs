@@ -64,6 +64,10 @@ impl ConfigCommand {
         if let Err(error) = Verifier::new(&config.oidc, Arc::new(SystemClock), metrics) {
             wrong.push(("oidc".to_owned(), error.to_string()));
         }
+        let metrics = Metrics::new().map_err(|error| CliError::failed(error.to_string()))?;
+        if let Err(error) = telemetry::traces(&config.traces, "", &metrics) {
+            wrong.push(("traces".to_owned(), error.to_string()));
+        }
         if let Ok(StoreAt::Sqlite(file)) = config.store.at()
             && let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
         {

@@ -31,6 +31,7 @@ use crate::domain::state::State;
 use crate::id::ClientId;
 use crate::identity::mtls::Peer;
 use crate::identity::oidc::{BearerError, Verifier};
+use crate::trace::{Fact, Remote, Trace, Tracer};
 
 /// How many requests a second one caller may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,16 +51,18 @@ struct Inner {
     verifier: Arc<Verifier>,
     tokens: DefaultKeyedRateLimiter<ClientId>,
     admin: DefaultKeyedRateLimiter<ClientId>,
+    tracer: Tracer,
 }
 
 impl Gate {
     /// A gate before one broker.
-    pub fn new(broker: Arc<Broker>, verifier: Arc<Verifier>, limits: Limits) -> Self {
+    pub fn new(broker: Arc<Broker>, verifier: Arc<Verifier>, limits: Limits, tracer: Tracer) -> Self {
         Self(Arc::new(Inner {
             broker,
             verifier,
             tokens: RateLimiter::keyed(Quota::per_second(limits.tokens_per_second)),
             admin: RateLimiter::keyed(Quota::per_second(limits.admin_per_second)),
+            tracer,
         }))
     }
 
@@ -218,6 +221,7 @@ where
         let mut inner = std::mem::replace(&mut self.inner, ready);
         Box::pin(async move {
             let watch = Stopwatch::start();
+            let begun = if is_ours(row) { gate.tracer.begin() } else { None };
             let caller = match token {
                 Ok(None) => gate.certified(&peer),
                 Ok(Some(token)) => gate.vouched(&peer, &token).await,
@@ -226,7 +230,15 @@ where
                     Err(malformed.into())
                 }
             };
-            let caller = match caller.and_then(|caller| gate.admit(row, caller)) {
+            // Whoever is not known does not decide what is traced.
+            let remote = if caller.is_ok() { remote_of(request.headers()) } else { Remote::default() };
+            let client = caller.as_ref().ok().map(|caller| caller.client().clone()).filter(|_| begun.is_some());
+            let caller = caller.and_then(|caller| gate.admit(row, caller));
+            let trace = begun.map(|begun| begun.open(row.path, remote, "authenticate")).unwrap_or_default();
+            if let Some(client) = &client {
+                trace.note(|| [Fact::Client(client)]);
+            }
+            let caller = match caller {
                 Ok(caller) => {
                     if row.audited == Audited::EveryDecision {
                         let steps = &gate.broker.metrics().issue_seconds;
@@ -236,14 +248,16 @@ where
                 }
                 Err(status) => {
                     rpcs.with_label_values(&[row.path, &format!("{:?}", status.code())]).inc();
+                    say(&trace, Some(&status));
                     return Ok(status.into_http());
                 }
             };
             request.extensions_mut().insert(caller.clone());
-            let response = inner.call(request).await?;
+            let response = trace.carry(inner.call(request)).await?;
             // A unary failure is known from the headers; a stream that began counts as answered.
             let status = Status::from_header_map(response.headers());
             let code = status.as_ref().map_or(Code::Ok, Status::code);
+            say(&trace, status.as_ref());
             if let Some(status) = status.filter(|_| row.audited != Audited::EveryDecision) {
                 gate.record_refusal(row, &caller, &status);
             }
@@ -268,6 +282,41 @@ fn bearer_of(headers: &mut HeaderMap) -> Result<Option<Zeroizing<String>>, Beare
         Some(Some(token)) => Ok(Some(token)),
         Some(None) => Err(BearerError::Malformed("authorization must be one `Bearer TOKEN`")),
     }
+}
+
+/// Health and reflection are asked by machines, all the time.
+fn is_ours(row: &Access) -> bool {
+    row.path.starts_with("/p8broker.")
+}
+
+/// The caller's own span (W3C Trace Context, section 3.2). Two of them are none.
+fn remote_of(headers: &HeaderMap) -> Remote<'_> {
+    let only = |name: &str| {
+        let mut all = headers.get_all(name).iter();
+        all.next().filter(|_| all.next().is_none()).and_then(|value| value.to_str().ok())
+    };
+    Remote { parent: only("traceparent"), state: only("tracestate") }
+}
+
+/// Writes an answer into its trace, as OpenTelemetry's conventions for gRPC have it: a refusal is no fault of the server.
+fn say(trace: &Trace, status: Option<&Status>) {
+    if !trace.is_sampled() {
+        return;
+    }
+    let Some(status) = status else { return trace.answer(Code::Ok.into(), None) };
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
+    trace.note(|| [Fact::Reason(reason)]);
+    let fault = match status.code() {
+        Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => Some(reason),
+        _ => None,
+    };
+    trace.answer(status.code().into(), fault);
 }
 
 fn refuse<E: Send + 'static>(status: Status) -> Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>> {

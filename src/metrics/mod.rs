@@ -19,6 +19,9 @@ pub use bounded::{MOST_NAMES, OTHERS, Read, TokenCounters};
 use catalogue::Catalogue;
 pub use catalogue::Described;
 
+/// Where durations are counted.
+pub type Seconds = Histogram;
+
 /// All metrics of one process.
 #[expect(missing_docs, reason = "what each says is its help, where it is registered")]
 #[derive(Debug, Clone)]
@@ -76,6 +79,7 @@ pub struct Metrics {
     pub jwks_fetched: IntGaugeVec,
     pub jwks_stale: IntGaugeVec,
     pub bearer_refusals: IntCounterVec,
+    pub spans_dropped: IntCounter,
 }
 
 impl Metrics {
@@ -265,6 +269,11 @@ impl Metrics {
         let bearer_refusals =
             c.counters("bearer_refusals_total", &["reason"], "bearer tokens refused, by stable reason")?;
 
+        let spans_dropped = c.counter(
+            "spans_dropped_total",
+            "spans of traces that were not exported: the collector was away, slow, or refused them",
+        )?;
+
         // Families without a value yet would be missing: those whose labels are known are there from the start.
         for step in ["authenticate", "decide", "sign", "commit"] {
             let _ = issue_seconds.with_label_values(&[step]);
@@ -328,6 +337,7 @@ impl Metrics {
             jwks_fetched,
             jwks_stale,
             bearer_refusals,
+            spans_dropped,
         })
     }
 

@@ -13,7 +13,7 @@ use crate::cli::Playground;
 use crate::harness::*;
 
 /// Every spelling of the secret bytes, without the parts that depend on what stands around them.
-fn spellings(pem: &str) -> Vec<Vec<u8>> {
+pub fn spellings(pem: &str) -> Vec<Vec<u8>> {
     let key = SecretKey::from_pkcs8_pem(pem).unwrap();
     let scalar = key.to_bytes().to_vec();
     let mut out = vec![scalar.clone(), HEXLOWER.encode(&scalar).into_bytes(), HEXUPPER.encode(&scalar).into_bytes()];

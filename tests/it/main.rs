@@ -52,5 +52,6 @@ mod stale;
 mod store;
 mod tamper;
 mod token_source;
+mod traces;
 mod watch;
 mod watcher;

@@ -6,6 +6,7 @@ use super::*;
 use crate::clock::Stopwatch;
 use crate::domain::decide::Decision;
 use crate::id::{Head, PolicyName, Revision};
+use crate::trace::Within;
 
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 const QUOTA: Quota = Quota { tokens_per_hour: Some(5), fresh_per_minute: Some(2) };
@@ -41,7 +42,8 @@ fn row(client: &str, outcome: Outcome, quota: Option<Quota>) -> (Row, oneshot::R
         break_glass: None,
         shadows: Vec::new(),
     };
-    let waiting = Waiting { decision, again: Box::new(|_, _| None), since: Stopwatch::start(), reply };
+    let waiting =
+        Waiting { decision, again: Box::new(|_, _| None), since: Stopwatch::start(), within: Within::default(), reply };
     ((event(client, outcome), Some(waiting)), answer)
 }
 

@@ -15,7 +15,7 @@ use p8broker::client::{Target, Wire};
 use p8broker::clock::{Clock, ManualClock, SystemClock};
 use p8broker::config::{
     AnchorConfig, Bootstrap, CanaryConfig, ClientCas, Config, Drain, LimitsConfig, Listen, Log, ReplicaConfig, StoreAt,
-    StoreConfig, Tls, Unseal,
+    StoreConfig, Tls, TracesConfig, Unseal,
 };
 use p8broker::grpc::proto;
 use p8broker::grpc::proto::audit_service_client::AuditServiceClient;
@@ -125,6 +125,7 @@ pub struct Options {
     pub wrap: Option<Wrap>,
     /// A database on PostgreSQL; an SQLite file in the folder where absent.
     pub url: Option<String>,
+    pub traces: TracesConfig,
 }
 
 impl Default for Options {
@@ -138,6 +139,7 @@ impl Default for Options {
             signatures_per_second: 1_000_000,
             wrap: None,
             url: None,
+            traces: TracesConfig::default(),
         }
     }
 }
@@ -202,6 +204,7 @@ impl Broker {
             drain: Drain { timeout_s: 5 },
             oidc: OidcConfig::default(),
             canary: CanaryConfig { every_s: 0 },
+            traces: options.traces.clone(),
         };
         let clock = Arc::new(ManualClock::at(SystemClock.now()));
         Self { dir, pki, clock, config, running: None }
