@@ -71,6 +71,7 @@ async fn steps_find_the_trace_of_the_task_that_they_work_for() {
             drop(step("here"));
             let outer = step("outer");
             drop(outer.within().step("inner"));
+            drop(outer);
             let elsewhere = carried(async { drop(step("there")) });
             #[expect(clippy::disallowed_methods, reason = "a test of what another task does")]
             tokio::spawn(elsewhere).await.unwrap();
