@@ -29,6 +29,7 @@ use crate::domain::key::Stamp;
 use crate::domain::operator::Power;
 use crate::domain::state::State;
 use crate::id::Head;
+use crate::trace;
 use crate::vault::keyring::Keyring;
 use crate::vault::unseal::SealRow;
 
@@ -146,7 +147,9 @@ impl Broker {
             end: None,
             used_up: Arc::clone(&used_up),
         };
+        let step = trace::step("commit");
         let (ledger, task) = writer.start(first).await?;
+        drop(step);
         let state = vault.state();
         if let Some(stamp) = state.sealed() {
             // Sealed while it started, or a sealed history that was accepted.

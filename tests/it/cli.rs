@@ -393,6 +393,14 @@ async fn a_bad_configuration_is_refused_with_suggestions() {
     assert!(code == 2 && error.contains("did you mean `grpc`?"), "{error}");
     let (code, error) = check(&good.replace("server-key.pem", "no-such.pem"), &[]);
     assert!(code == 1 && error.contains("no-such.pem"), "{error}");
+    let (code, error) = check(&good, &[("P8BROKER_TRACES__ENDPOINT", "collector:4317")]);
+    assert!(code == 2 && error.contains("traces.endpoint"), "{error}");
+    let collector = ("P8BROKER_TRACES__ENDPOINT", "https://collector:4317");
+    assert_eq!(check(&good, &[collector]).0, 0);
+    for name in ["CA_FILE", "HEADERS_FILE"] {
+        let (code, error) = check(&good, &[collector, (&format!("P8BROKER_TRACES__{name}"), "no-such-file")]);
+        assert!(code == 1 && error.contains("no-such-file"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Traces: what a collector gets of an RPC, what it never gets, and that nobody waits for it.
 
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,14 +9,20 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{Tra
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use p8broker::clock::SystemClock;
 use p8broker::config::TracesConfig;
 use p8broker::grpc::proto;
+use p8broker::metrics::Metrics;
+use p8broker::tls::{ClientCaFile, Limits, Tls, TlsFiles};
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
+use tonic::transport::server::Connected;
 use tonic::{Code, Request, Response, Status};
 
 use crate::bearer::{Vouching, bearing, vouched_policy};
@@ -60,10 +67,42 @@ impl Collector {
     async fn start(hangs: bool) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let (kept, stop, tasks) = (Kept { hangs, ..Kept::default() }, CancellationToken::new(), TaskTracker::new());
+        Self::serve(endpoint, TcpListenerStream::new(listener), hangs, CancellationToken::new(), TaskTracker::new())
+    }
+
+    /// One with a certificate of its own.
+    async fn over_tls(pki: &Pki) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let endpoint = format!("https://{}", listener.local_addr().unwrap());
+        let ca = ClientCaFile {
+            file: pki.dir.join("ca.pem"),
+            trust_domains: vec!["acme.internal".to_owned()],
+            dns_suffixes: Vec::new(),
+        };
+        let (certificate, key) = pki.files("server");
+        let files = TlsFiles { certificate, key, client_cas: vec![ca], crls: Vec::new() };
+        let tls = Tls::load(files, Arc::new(SystemClock), Metrics::new().unwrap(), Arc::new(|| true)).unwrap();
+        let limits = Limits { connections: 10, requests_per_second: NonZeroU32::MAX };
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let connections = ReceiverStream::new(Arc::new(tls).accept(listener, limits, &tasks, stop.clone()));
+        Self::serve(endpoint, connections, false, stop, tasks)
+    }
+
+    fn serve<C, E>(
+        endpoint: String,
+        connections: impl Stream<Item = Result<C, E>> + Send + 'static,
+        hangs: bool,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Self
+    where
+        C: AsyncRead + AsyncWrite + Connected<ConnectInfo: Clone + Send + Sync> + Unpin + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    {
+        let kept = Kept { hangs, ..Kept::default() };
         let serving = tonic::transport::Server::builder()
             .add_service(TraceServiceServer::new(kept.clone()))
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(connections);
         let stopped = stop.clone();
         tasks.spawn(async move {
             let _ = stopped.run_until_cancelled(serving).await;
@@ -184,6 +223,8 @@ async fn a_denial_has_its_reason_and_a_change_its_commit() {
     operator.revocation.revoke(traced(revoke, true)).await.unwrap();
     let no_power = stranger.audit.list(traced(proto::ListRequest::default(), true)).await;
     assert_eq!(refused(no_power).0, Code::PermissionDenied);
+    operator.system.seal(proto::SealRequest { reason: "a test".to_owned() }).await.unwrap();
+    operator.system.unseal(traced(proto::UnsealRequest::default(), true)).await.unwrap();
     broker.stop().await;
     let spans = collector.spans();
     let denial = one(&spans, ISSUE);
@@ -195,7 +236,11 @@ async fn a_denial_has_its_reason_and_a_change_its_commit() {
     assert_eq!(attribute(decide, "p8broker.reason").as_deref(), Some("NO_POLICY"));
     assert_eq!(denial.status.clone().unwrap_or_default().code, 0, "a refusal is no fault of the server");
     let revoke = one(&spans, "p8broker.v1.RevocationService/Revoke");
-    assert_eq!(one(&spans, "commit").parent_span_id, revoke.span_id);
+    let commits_of =
+        |rpc: &Span| spans.iter().filter(|it| it.name == "commit" && it.parent_span_id == rpc.span_id).count();
+    assert_eq!(commits_of(revoke), 1);
+    // What goes on where its caller has hung up is a part of its trace, too.
+    assert_eq!(commits_of(one(&spans, "p8broker.v1.SystemService/Unseal")), 1);
     assert_eq!(attribute(revoke, "p8broker.client").as_deref(), Some(OPERATOR));
     let list = one(&spans, "p8broker.v1.AuditService/List");
     assert!(attribute(list, "p8broker.reason").is_some());
@@ -340,6 +385,21 @@ async fn headers_of_a_file_are_sent_along_and_the_resource_names_the_replica() {
         let text = |text: &str| Some(Value::StringValue(text.to_owned()));
         assert_eq!(of("service.name").and_then(|it| it.value), text("p8broker"));
         assert_eq!(of("service.instance.id").and_then(|it| it.value), text("replica-1"));
+    }
+    collector.stop().await;
+}
+
+#[tokio::test]
+async fn a_collector_with_a_certificate_is_sent_to_where_its_ca_vouches_for_it() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (pki, other) = (Pki::new(&dir.path().join("pki")), Pki::new(&dir.path().join("other")));
+    let collector = Collector::over_tls(&pki).await;
+    for (ca, arrive) in [(other.dir.join("ca.pem"), false), (pki.dir.join("ca.pem"), true)] {
+        let mut broker = broker_with(TracesConfig { ca_file: Some(ca), ..collector.traces(0.0) }).await;
+        let mut client = broker.as_(CLIENT).await;
+        client.token.issue_token(traced(ask(), true)).await.unwrap();
+        broker.stop().await;
+        assert_eq!(!collector.spans().is_empty(), arrive);
     }
     collector.stop().await;
 }
