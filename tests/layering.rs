@@ -25,7 +25,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("figment", &["config"]),
     ("rcgen", &["cli"]),
-    ("hyper", &["identity"]),
+    ("hyper", &["identity", "client"]),
     ("jiff", &["domain"]),
     ("webpki_roots", &["identity", "telemetry"]),
     ("opentelemetry", &["trace", "telemetry"]),

@@ -10,6 +10,7 @@
 //! Over 400 lines, as what a caller may set and what becomes of it stand beside each other.
 
 mod held;
+mod resend;
 mod token_source;
 mod watch;
 
@@ -32,13 +33,14 @@ use tokio_rustls::client::TlsStream;
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
 use crate::clock::Stopwatch;
 
 pub use held::Token;
+pub use resend::Resending;
 pub use token_source::{Ask, Event, TokenSource, TokenSourceError};
 pub use watch::{Pace, WatchEvent, Watcher};
 
@@ -84,8 +86,8 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// What requests go through: a channel, and the bearer token where there is one.
-pub type Wire = InterceptedService<Channel, Credentials>;
+/// What requests go through: a channel that connects by itself, and the bearer token where there is one.
+pub type Wire = InterceptedService<Resending, Credentials>;
 
 /// Gives each request the bearer token of a file, where there is one.
 #[derive(Debug, Clone, Default)]
@@ -156,7 +158,7 @@ impl Target {
         let connecting = self.endpoint(&places)?.connect_with_connector(self.dialler(places)).await;
         let channel = connecting
             .map_err(|error| ConnectError::Unreachable { addr: self.addr.clone(), why: innermost(&error) })?;
-        Ok(InterceptedService::new(channel, Credentials(self.bearer_file.clone())))
+        Ok(InterceptedService::new(Resending(channel), Credentials(self.bearer_file.clone())))
     }
 
     /// A channel that connects with its first request.
@@ -167,7 +169,7 @@ impl Target {
         let places = self.places()?;
         self.tls()?;
         let channel = self.endpoint(&places)?.connect_with_connector_lazy(self.dialler(places));
-        Ok(InterceptedService::new(channel, Credentials(self.bearer_file.clone())))
+        Ok(InterceptedService::new(Resending(channel), Credentials(self.bearer_file.clone())))
     }
 
     /// Finds out whether the broker accepts the certificate. In TLS 1.3 a client's handshake is over before the server has

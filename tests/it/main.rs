@@ -44,6 +44,7 @@ mod policy_test;
 mod quota;
 mod read;
 mod revoke;
+mod rolling;
 mod rules;
 mod seal;
 mod shadow;
