@@ -1,7 +1,7 @@
 //! One process: binds, opens the vault, serves, and stops in order.
 //!
 //! Steps of a start: TLS files, store, broker, ports; then the vault is opened, so that a sealed one can be reached.
-//! Steps of a stop: no new connections; requests on their way end, within the drain timeout; what is queued is committed;
+//! Steps of a stop: no new connections, but those whose handshake is under way; requests on their way end, within the drain timeout; what is queued is committed;
 //! the database is closed.
 
 use std::net::SocketAddr;
@@ -33,6 +33,9 @@ use crate::trace::Tracer;
 
 /// How long requests may go on over a connection that was asked to go.
 const GRACE: Duration = Duration::from_secs(30);
+
+/// The age of a connection that is asked to go as soon as it is there.
+const AT_ONCE: Duration = Duration::from_millis(1);
 
 /// How often a replica describes itself, reads the gauges that are in the database, and looks at the database's settings and
 /// forgets what is over, in seconds.
@@ -221,40 +224,56 @@ async fn serve(
     stop: &CancellationToken,
 ) -> Result<(), ServerError> {
     const PARTS_OF_AGE: [f64; 5] = [0.9, 0.95, 1.0, 1.05, 1.1];
-    let mut lanes = Vec::new();
     let mut serving = JoinSet::new();
-    for part in PARTS_OF_AGE {
+    let mut lane_of = |age: Duration, end: &CancellationToken| {
         let (lane, accepted) = mpsc::channel(1);
-        lanes.push(lane);
         let mut server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .max_concurrent_streams(1024);
-        if let Ok(age) = Duration::try_from_secs_f64(part * f64::from(u32::try_from(age_s).unwrap_or(u32::MAX)))
-            && !age.is_zero()
-        {
+        if !age.is_zero() {
             // Watches end with their connection, and go on with the next: they are given a while to.
             server = server.max_connection_age(age).max_connection_age_grace(GRACE);
         }
-        let serving_lane = server
-            .layer(gate.clone())
-            .add_routes(routes.clone())
-            .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop.clone().cancelled_owned());
-        serving.spawn(serving_lane);
-    }
+        let served = server.layer(gate.clone()).add_routes(routes.clone());
+        let end = end.clone().cancelled_owned();
+        serving.spawn(served.serve_with_incoming_shutdown(ReceiverStream::new(accepted), end));
+        lane
+    };
+    let (end, late_end) = (CancellationToken::new(), CancellationToken::new());
+    let age_s = f64::from(u32::try_from(age_s).unwrap_or(u32::MAX));
+    let age_of = |part: f64| Duration::try_from_secs_f64(part * age_s).unwrap_or_default();
+    let lanes = PARTS_OF_AGE.map(|part| lane_of(age_of(part), &end));
     let mut next = lanes.iter().cycle();
-    while let Some(connection) = connections.recv().await {
+    while let Some(Some(connection)) = stop.run_until_cancelled(connections.recv()).await {
         let Some(lane) = next.next() else { break };
         if lane.send(connection).await.is_err() {
             break;
         }
     }
-    drop(lanes);
+    close(lanes, &end).await;
+    // A client whose handshake was under way may have sent its request with it. It is answered, and asked to go.
+    let late = lane_of(AT_ONCE, &late_end);
+    while let Some(connection) = connections.recv().await {
+        if late.send(connection).await.is_err() {
+            break;
+        }
+    }
+    close([late], &late_end).await;
     while let Some(ended) = serving.join_next().await {
         let failed = |error: String| ServerError::Serve(error);
         ended.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
     }
     Ok(())
+}
+
+/// Ends lanes, each once it has taken what it was sent: a connection that it does not take would be dropped.
+async fn close<const N: usize>(lanes: [mpsc::Sender<std::io::Result<Connection>>; N], end: &CancellationToken) {
+    for lane in &lanes {
+        // One that has ended takes nothing any more.
+        let _ = lane.reserve().await;
+    }
+    end.cancel();
 }
 
 fn metrics() -> Result<Metrics, ServerError> {

@@ -36,6 +36,9 @@ use crate::metrics::Metrics;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// How long one may still take once the server stops, which waits for it.
+const LATE_HANDSHAKE: Duration = Duration::from_secs(2);
+
 /// Handshakes at a time; further peers wait in the system's queue.
 const HANDSHAKES: usize = 256;
 
@@ -192,8 +195,16 @@ impl Tls {
                     Ok((stream, _)) => {
                         let (tls, sender) = (Arc::clone(&tls), sender.clone());
                         let (slots, nameless) = (Arc::clone(&slots), Arc::clone(&nameless));
+                        let stop = stop.clone();
                         tasks_of_handshakes.spawn(async move {
-                            let shaken = tls.handshake(stream, limits.requests_per_second).await;
+                            let late = async {
+                                stop.cancelled().await;
+                                tokio::time::sleep(LATE_HANDSHAKE).await;
+                            };
+                            let shaken = tokio::select! {
+                                shaken = tls.handshake(stream, limits.requests_per_second) => shaken,
+                                () = late => None,
+                            };
                             drop(shaking);
                             // A peer without an accepted certificate never takes a connection's place.
                             let connection = shaken.and_then(|(stream, peer)| {

@@ -26,6 +26,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("figment", &["config"]),
     ("rcgen", &["cli"]),
     ("hyper", &["identity", "client"]),
+    ("h2", &["client"]),
     ("jiff", &["domain"]),
     ("webpki_roots", &["identity", "telemetry"]),
     ("opentelemetry", &["trace", "telemetry"]),

@@ -1,17 +1,19 @@
-//! Sends again what never left this machine.
+//! Sends again what no broker has looked at.
 //!
-//! A connection may end between the moment that a request is given to it and the moment that it would send it: a replica
-//! that stops, or one that asks a connection to go. gRPC calls for a transparent retry then (gRFC A6), which tonic leaves to
-//! its users. A request whose first byte was sent is never repeated here: whoever sent it must say whether it may be.
+//! A connection may end between the moment that a request is given to it and the moment that the broker takes it up: a
+//! replica stops, or asks a connection to go. gRPC calls for a transparent retry then (gRFC A6), which tonic leaves to its
+//! users. A request that a broker may have looked at is never repeated here: whoever sent it must say whether it may be.
 //!
 //! # Invariants
-//! - `INV-RESEND-1`: what is sent again was not even asked for its body by the connection that lost it; no answer of a broker
-//!   to it can exist, as every RPC begins with a message.
+//! - `INV-RESEND-1`: a request is sent again only where its message was never asked for by the connection that lost it, or
+//!   where HTTP/2 says that it was not processed: it was given up before it was its turn, or the broker refused its stream,
+//!   or it named a last stream before it (RFC 9113, sections 6.8 and 8.7).
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
+use h2::Reason;
 use http::{Request, Response};
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use tonic::Status;
@@ -21,6 +23,9 @@ use tower::{Service, ServiceExt};
 
 /// Connections that may be lost under one request before it fails.
 const MOST: u32 = 5;
+
+/// Longest message that is kept, in bytes; a request with a longer one fails with its connection.
+const MOST_BYTES: usize = 4 * 1024 * 1024;
 
 /// A channel that does so.
 #[derive(Debug, Clone)]
@@ -40,13 +45,12 @@ impl Service<Request<Body>> for Resending {
         let fresh = self.0.clone();
         let mut channel = std::mem::replace(&mut self.0, fresh);
         let (parts, body) = request.into_parts();
-        let kept = Kept(Arc::new(Mutex::new(Some(body))));
+        let kept = Kept::new(body);
         Box::pin(async move {
             let mut answer = channel.call(Request::from_parts(parts.clone(), kept.lend())).await;
             for _ in 1..MOST {
                 match &answer {
-                    // INVARIANT (INV-RESEND-1)
-                    Err(error) if lost_its_connection(error) && kept.is_whole() => {}
+                    Err(error) if kept.may_go_again(error) => {}
                     _ => break,
                 }
                 answer = channel.ready().await?.call(Request::from_parts(parts.clone(), kept.lend())).await;
@@ -56,39 +60,74 @@ impl Service<Request<Body>> for Resending {
     }
 }
 
-/// Whether there was a connection, and it ended: before the request was its turn, or because the broker asked it to go. Where
-/// none can be made, every address was tried already.
-fn lost_its_connection(error: &Error) -> bool {
+/// What became of a request whose connection ended. Where none could be made, every address was tried already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    NotProcessed,
+    Unknown,
+}
+
+fn fate(error: &Error) -> Option<Fate> {
     let mut at: Option<&dyn std::error::Error> = Some(error);
+    let mut found = None;
     while let Some(error) = at {
-        if error.is::<hyper::Error>() {
-            return true;
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            found = Some(if error.is_canceled() { Fate::NotProcessed } else { Fate::Unknown });
+        }
+        if let Some(error) = error.downcast_ref::<h2::Error>().filter(|error| error.is_remote()) {
+            let gone = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
+            let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+            if gone || refused {
+                return Some(Fate::NotProcessed);
+            }
         }
         at = error.source();
     }
-    false
+    found
 }
 
-/// A body that stays here until somebody asks for what is in it.
-struct Kept(Arc<Mutex<Option<Body>>>);
+/// A body, with what was taken from it.
+#[derive(Clone)]
+struct Kept(Arc<Mutex<Message>>);
+
+struct Message {
+    body: Body,
+    /// In order, all that came out of it; shared with what was sent, not copied.
+    taken: Vec<Bytes>,
+    ended: bool,
+    /// Whether more was taken than is kept.
+    incomplete: bool,
+}
 
 impl Kept {
+    fn new(body: Body) -> Self {
+        Self(Arc::new(Mutex::new(Message { body, taken: Vec::new(), ended: false, incomplete: false })))
+    }
+
     fn lend(&self) -> Body {
-        Body::new(Lent { kept: Self(Arc::clone(&self.0)), taken: None })
+        Body::new(Lent { kept: self.clone(), next: 0 })
     }
 
-    fn is_whole(&self) -> bool {
-        self.body().is_some()
+    /// INVARIANT (INV-RESEND-1)
+    fn may_go_again(&self, error: &Error) -> bool {
+        let message = self.message();
+        match fate(error) {
+            Some(Fate::NotProcessed) => !message.incomplete,
+            // Every RPC begins with a message: without one nothing is done.
+            Some(Fate::Unknown) => message.taken.is_empty() && !message.ended,
+            None => false,
+        }
     }
 
-    fn body(&self) -> MutexGuard<'_, Option<Body>> {
+    fn message(&self) -> MutexGuard<'_, Message> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// A body from its beginning.
 struct Lent {
     kept: Kept,
-    taken: Option<Body>,
+    next: usize,
 }
 
 impl HttpBody for Lent {
@@ -96,28 +135,48 @@ impl HttpBody for Lent {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.taken.is_none() {
-            let body = self.kept.body().take();
-            self.taken = body;
+        let kept = self.kept.clone();
+        let mut message = kept.message();
+        if let Some(again) = message.taken.get(self.next) {
+            self.next = self.next.saturating_add(1);
+            return Poll::Ready(Some(Ok(Frame::data(again.clone()))));
         }
-        match &mut self.taken {
-            Some(body) => Pin::new(body).poll_frame(context),
-            // It went out over another connection.
-            None => Poll::Ready(Some(Err(Status::cancelled("the request was sent elsewhere")))),
+        if message.ended {
+            return Poll::Ready(None);
         }
+        let frame = std::task::ready!(Pin::new(&mut message.body).poll_frame(context));
+        match &frame {
+            None => message.ended = true,
+            Some(Ok(frame)) => match frame.data_ref().filter(|_| !message.incomplete) {
+                Some(data) if message.bytes().saturating_add(data.len()) <= MOST_BYTES => {
+                    message.taken.push(data.clone());
+                    self.next = self.next.saturating_add(1);
+                }
+                _ => message.give_up(),
+            },
+            Some(Err(_)) => message.give_up(),
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.taken {
-            Some(body) => body.is_end_stream(),
-            None => self.kept.body().as_ref().is_none_or(HttpBody::is_end_stream),
-        }
+        let message = self.kept.message();
+        self.next == message.taken.len() && (message.ended || message.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.taken {
-            Some(body) => body.size_hint(),
-            None => self.kept.body().as_ref().map(HttpBody::size_hint).unwrap_or_default(),
-        }
+        let message = self.kept.message();
+        if message.taken.is_empty() { message.body.size_hint() } else { SizeHint::default() }
+    }
+}
+
+impl Message {
+    fn bytes(&self) -> usize {
+        self.taken.iter().map(Bytes::len).sum()
+    }
+
+    /// It can't be sent again; what was taken is not needed any more.
+    fn give_up(&mut self) {
+        self.incomplete = true;
     }
 }

@@ -43,6 +43,7 @@ mod policy;
 mod policy_test;
 mod quota;
 mod read;
+mod resend;
 mod revoke;
 mod rolling;
 mod rules;

@@ -33,6 +33,9 @@ use crate::harness::*;
 const PRE_STOP: Duration = Duration::from_millis(300);
 const ENDPOINT_GOES: Duration = Duration::from_millis(100);
 
+/// Of each kind four: two by a list of addresses, two through the Service.
+const CLIENTS: usize = 3 * 4;
+
 /// Requests that each client has answered between two steps.
 const BETWEEN: u64 = 10;
 
@@ -207,6 +210,16 @@ async fn ask_all_the_time(who: usize, target: Target, seen: Arc<Seen>, stop: Can
     }
 }
 
+/// Makes a connection for every request, as commands do.
+async fn connect_all_the_time(who: usize, target: Target, seen: Arc<Seen>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        match target.connect().await {
+            Ok(wire) => seen.take(who, "command", Client::new(wire).issue(ask()).await.map(drop)),
+            Err(error) => seen.take(who, "command without a connection", Err(error)),
+        }
+    }
+}
+
 /// Takes its token from a source, which asks for a new one all the time.
 async fn use_a_source(who: usize, target: Target, seen: Arc<Seen>, stop: CancellationToken) {
     let scope = vec![format!("GET /v1/builds/{who}")];
@@ -252,17 +265,16 @@ async fn a_rolling_update_of_three_replicas_fails_no_request() {
         service.add(replica.grpc);
     }
 
-    let kinds = 2 * 4;
-    let seen = Arc::new(Seen { answers: (0..kinds).map(|_| AtomicU64::new(0)).collect(), ..Seen::default() });
+    let seen = Arc::new(Seen { answers: (0..CLIENTS).map(|_| AtomicU64::new(0)).collect(), ..Seen::default() });
     let (stop, mut clients) = (CancellationToken::new(), JoinSet::new());
-    for who in 0..kinds {
+    for who in 0..CLIENTS {
         let addr = if who % 2 == 0 { list.clone() } else { format!("127.0.0.1:{}", service.port) };
         let (target, seen, stop) = (target(CLIENT, addr), Arc::clone(&seen), stop.clone());
-        if who < kinds / 2 {
-            clients.spawn(ask_all_the_time(who, target, seen, stop));
-        } else {
-            clients.spawn(use_a_source(who, target, seen, stop));
-        }
+        match who / 4 {
+            0 => clients.spawn(ask_all_the_time(who, target, seen, stop)),
+            1 => clients.spawn(use_a_source(who, target, seen, stop)),
+            _ => clients.spawn(connect_all_the_time(who, target, seen, stop)),
+        };
     }
     let began = Instant::now();
     seen.more(BETWEEN).await;
