@@ -60,6 +60,7 @@ chaos:
 bench:
 	$(CARGO) bench --locked --bench issue
 	$(CARGO) bench --locked --bench startup
+	$(CARGO) bench --locked --bench overhead
 	$(CARGO) bench --locked --no-run --bench fleet
 	bash tests/postgres.sh with $(CARGO) bench --locked --bench fleet
 	bash tests/postgres.sh with $(CARGO) bench --locked --bench backup
