@@ -14,6 +14,8 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::error::BrokerError;
 use super::{Broker, Caller, require};
 use crate::clock::UnixMillis;
@@ -56,11 +58,11 @@ enum Stage {
 }
 
 impl Broker {
-    /// Begins a backup.
+    /// Begins a backup; answers with it what is cancelled when the vault is sealed: then it must be dropped.
     ///
     /// # Errors
     /// Where the caller lacks the power, or the database is away.
-    pub async fn back_up(&self, caller: &Caller) -> Result<Backup, BrokerError> {
+    pub async fn back_up(&self, caller: &Caller) -> Result<(Backup, CancellationToken), BrokerError> {
         self.may_back_up(caller)?;
         let open = self.open()?;
         let keyring = open.vault.keyring();
@@ -75,7 +77,7 @@ impl Broker {
         let (store, now) = (Arc::clone(&self.parts.store), self.parts.clock.now());
         let backup = Backup::begin(store, newest, now, &self.parts.replica).await?;
         self.record_read(caller, "Backup", &format!("revision {}", backup.header().head.revision), None);
-        Ok(backup)
+        Ok((backup, open.follow.ended.clone()))
     }
 
     /// Whoever keeps the keys may take a sealed copy of them away, and whoever may do everything. Asked before every piece.

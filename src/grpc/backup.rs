@@ -7,12 +7,13 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::convert::millis_out;
 use super::proto::{BackupDone, BackupResponse};
 use super::standing::Standing;
-use crate::broker::{Backup, Broker};
+use crate::broker::{Backup, Broker, BrokerError};
 
 /// Most bytes of one answer; clients take 4 MiB unless told otherwise.
 const MOST_BYTES: usize = 512 * 1024;
@@ -24,19 +25,27 @@ pub(super) fn stream(
     broker: &Arc<Broker>,
     standing: Standing,
     backup: Backup,
+    ended: CancellationToken,
 ) -> Pin<Box<dyn Stream<Item = Result<BackupResponse, Status>> + Send>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let serving = Arc::clone(broker);
     broker.spawn(async move {
-        // One who does not read must not keep a broker from stopping.
-        let end = serving.stopping().run_until_cancelled(send(&serving, &standing, backup, &sender)).await;
-        let end = end.unwrap_or_else(|| Err(Status::unavailable("this replica is stopping; ask another one")));
+        // One who does not read must not keep a broker from stopping, nor (INVARIANT P7) the root keys of a sealed vault.
+        let sending = ended.run_until_cancelled(send(&serving, &standing, backup, &sender));
+        let end = serving.stopping().run_until_cancelled(sending).await;
+        let stopping = || Err(Status::unavailable("this replica is stopping; ask another one"));
+        let sealed = || Err(serving.open().err().unwrap_or_else(just_sealed).into());
+        let end = end.map_or_else(stopping, |end| end.unwrap_or_else(sealed));
         if let Err(status) = end {
             // The stream's last word; without it and without `done` the file is not whole either.
             let _ = sender.try_send(Err(status));
         }
     });
     Box::pin(ReceiverStream::new(receiver))
+}
+
+fn just_sealed() -> BrokerError {
+    BrokerError::Sealed { why: "the backup ended with the vault".to_owned() }
 }
 
 async fn send(

@@ -150,8 +150,8 @@ impl SystemService for Service {
 
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let standing = Standing::of(&request, &self.0)?;
-        let backup = self.0.back_up(standing.caller()?).await?;
-        Ok(Response::new(backup::stream(&self.0, standing, backup)))
+        let (backup, ended) = self.0.back_up(standing.caller()?).await?;
+        Ok(Response::new(backup::stream(&self.0, standing, backup, ended)))
     }
 }
 

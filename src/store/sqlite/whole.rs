@@ -1,8 +1,7 @@
 //! A vault as a whole: what a backup begins with, and a restore.
 
-use sqlx::pool::PoolConnection;
-use sqlx::sqlite::{Sqlite, SqlitePool, SqliteRow};
-use sqlx::{Connection, SqliteConnection};
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{Connection, SqliteConnection, SqliteTransaction};
 use tokio::sync::Mutex;
 
 use super::{audit, bound, classify, control};
@@ -14,8 +13,8 @@ use crate::store::snapshot::is_used_in;
 use crate::store::{StoreError, snapshot, sql};
 use crate::vault::unseal::SealRow;
 
-/// One connection, so that what is asked of it is within its transaction.
-struct One(Mutex<PoolConnection<Sqlite>>);
+/// One transaction, which ends with this: also where nobody waits for the answer any more.
+struct One(Mutex<SqliteTransaction<'static>>);
 
 impl Ask for One {
     type Row = SqliteRow;
@@ -27,11 +26,10 @@ impl Ask for One {
 }
 
 pub(super) async fn snapshot(readers: &SqlitePool) -> Result<Option<Snapshot>, StoreError> {
-    let one = One(Mutex::new(readers.acquire().await.map_err(classify)?));
     // The first question fixes the moment that the others see, too.
-    one.ask("begin".to_owned(), &[]).await?;
+    let one = One(Mutex::new(readers.begin().await.map_err(classify)?));
     let read = snapshot::read(&one).await;
-    one.ask("rollback".to_owned(), &[]).await?;
+    one.0.into_inner().rollback().await.map_err(classify)?;
     read
 }
 

@@ -1,14 +1,18 @@
 //! What goes on while a backup is made, and who may make one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use p8broker::broker::Backup;
 use p8broker::broker::BrokerError;
 use p8broker::clock::UnixMillis;
+use p8broker::id::Revision;
 use p8broker::metrics::Metrics;
 use p8broker::secret::UnsealKey;
 use p8broker::server::open_store;
-use p8broker::store::StoreError;
+use p8broker::store::sqlite::SqliteStore;
+use p8broker::store::{Replica, Store, StoreError};
+use tokio::task::JoinSet;
 use tonic::Code;
 
 use super::*;
@@ -63,6 +67,39 @@ async fn a_snapshot_never_misses_keys_while_others_are_destroyed() {
     broker.stop().await;
 }
 
+/// Whoever asked may go at any moment: no connection stays behind that sees an old moment for ever.
+#[tokio::test]
+async fn a_snapshot_that_nobody_waits_for_leaves_no_transaction_behind() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let store = Arc::new(SqliteStore::open(&dir.path().join("vault.db")).await.unwrap());
+    let mut dropped = 0;
+    for nth in 0..150 {
+        let patience = Duration::from_micros(5 * nth);
+        match tokio::time::timeout(patience, store.snapshot()).await {
+            Ok(snapshot) => assert!(snapshot.expect("a snapshot is read").is_none()),
+            Err(_) => dropped += 1,
+        }
+    }
+    assert!(dropped > 0, "nobody went");
+    let replica = Replica {
+        name: "new".to_owned(),
+        version: "0".to_owned(),
+        phase: "OPEN".to_owned(),
+        revision: Revision(1),
+        started: UnixMillis(1),
+        seen: UnixMillis(1),
+    };
+    store.report(&replica, UnixMillis(0)).await.unwrap();
+    // Over every connection for reading.
+    let mut asking = JoinSet::new();
+    for _ in 0..64 {
+        let store = Arc::clone(&store);
+        asking.spawn(async move { store.replicas().await.unwrap().len() });
+    }
+    assert_eq!(asking.join_all().await, [1; 64], "a connection sees an old moment");
+    store.close().await;
+}
+
 #[tokio::test]
 async fn a_backup_ends_when_the_vault_is_sealed_and_a_sealed_one_gives_none() {
     let mut broker = Broker::start().await;
@@ -77,9 +114,21 @@ async fn a_backup_ends_when_the_vault_is_sealed_and_a_sealed_one_gives_none() {
         }
         operator.revoke(proto::TargetKind::Client, &name).await.unwrap();
     }
+    // How many hold a broker whose vault is sealed.
+    let seal = || proto::SealRequest { reason: "a test".to_owned() };
+    operator.system.seal(seal()).await.unwrap();
+    let mut before = usize::MAX;
+    eventually("what served is gone", async || {
+        let now = Arc::strong_count(broker.inner());
+        std::mem::replace(&mut before, now) == now
+    })
+    .await;
+    operator.system.unseal(proto::UnsealRequest::default()).await.unwrap();
     let mut backup = pieces(&mut operator).await;
     backup.message().await.unwrap().unwrap();
-    operator.system.seal(proto::SealRequest { reason: "a test".to_owned() }).await.unwrap();
+    operator.system.seal(seal()).await.unwrap();
+    // INVARIANT (P7): nobody reads, and what made the backup is gone all the same, with the root keys that it had.
+    eventually("the backup is let go", async || Arc::strong_count(broker.inner()) <= before).await;
     let end = loop {
         match backup.message().await {
             Ok(Some(answer)) => assert!(answer.done.is_none(), "it went on to its end"),
