@@ -233,18 +233,25 @@ impl Unsealing<'_> {
 
     fn combine(&self, row: &SealRow, threshold: u32) -> Result<Keyring, RestoreError> {
         let mut progress = Progress::default();
+        // Where two databases are opened, those of each may be among the shares.
+        let mut other = None;
         for share in self.shares {
             match progress.add(share, row) {
                 Ok(Some(key)) => return Ok(row.open(&key).map_err(crate::vault::backup::FileError::Vault)?),
                 Ok(None) => {}
-                Err(ShareError::Unconfirmed { theirs, ours }) => {
-                    return Err(RestoreError::Unseal(format!(
-                        "this share is of generation {theirs}; the backup was made when the shares of generation {ours} were \
-                         in force, and opens with those"
-                    )));
+                Err(ShareError::Unconfirmed { theirs, ours } | ShareError::Outdated { theirs, ours }) => {
+                    other.get_or_insert_with(|| {
+                        format!(
+                            "a share is of generation {theirs}; this state was made when the shares of generation {ours} were \
+                             in force, and opens with those"
+                        )
+                    });
                 }
                 Err(error) => return Err(RestoreError::Unseal(error.to_string())),
             }
+        }
+        if let Some(why) = other.filter(|_| progress.is_empty()) {
+            return Err(RestoreError::Unseal(why));
         }
         Err(RestoreError::Unseal(format!(
             "{threshold} shares of generation {} open this backup; {} were given: name each with --share-file",

@@ -4,7 +4,7 @@
 //! The log is read as far as it can be: a database that stands for repair may be damaged, and half of the answer is better
 //! than none, where it says that it is half.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::not_whole;
 use super::{Checked, RestoreError, Unsealing};
@@ -79,7 +79,10 @@ impl Since {
         self.head.revision > self.backup || self.unreadable.is_some()
     }
 
-    fn take(&mut self, record: &Record, opened: &mut BTreeSet<PolicyName>, now: UnixMillis) {
+    fn take(&mut self, record: &Record, walk: &mut Walk, now: UnixMillis) {
+        if self.take_of_new(record, walk) {
+            return;
+        }
         let who = format!("{} at {}", record.actor.name, record.at);
         let mut stop = |what: Stopped, reason: &str| {
             self.undone.retain(|undone| undone.what != what);
@@ -97,7 +100,6 @@ impl Since {
             Change::KeySuspended { key_id, reason } => return stop(Stopped::Suspended(key_id.clone()), reason),
             Change::KeyConfirmedAtApple { key_id } => return stop(Stopped::ConfirmedAtApple(key_id.clone()), ""),
             Change::VaultSealed { reason } => return stop(Stopped::Vault, reason),
-            Change::BreakGlassClosed { policy, .. } if opened.remove(policy) => return,
             Change::BreakGlassClosed { policy, reason } => return stop(Stopped::BreakGlass(policy.clone()), reason),
             Change::Reinstated { target, .. } if self.forget(&Stopped::Revoked(target.clone())) => return,
             Change::KeyResumed { key_id, .. } if self.forget(&Stopped::Suspended(key_id.clone())) => return,
@@ -105,10 +107,7 @@ impl Since {
             Change::Reinstated { .. } => "it is revoked as before; reinstate it",
             Change::KeyResumed { .. } => "it is suspended as before; resume it",
             Change::VaultUnsealed => "the vault is sealed as before; an operator unseals it",
-            Change::BreakGlassOpened { policy, .. } => {
-                opened.insert(policy.clone());
-                "it is closed; open it where it still must be"
-            }
+            Change::BreakGlassOpened { .. } => "it is closed; open it where it still must be",
             Change::KeyImported { .. } => "the key is not in the backup: import it again from its .p8",
             Change::DocumentApplied { .. } | Change::ProposalApproved { .. } => {
                 "documents are as before: what was narrowed or removed grants again; apply them again"
@@ -121,10 +120,62 @@ impl Since {
             Change::HistoryAccepted { .. } => "the acceptance is lost; where a replica asks for it, accept again",
             Change::VaultInitialised { .. } => "",
         };
+        self.lose(record, note);
+    }
+
+    fn lose(&mut self, record: &Record, note: &str) {
         let (key, summary) = record.change.summary();
         let key = key.map(|key| format!(" {key}")).unwrap_or_default();
         let what = format!("{}{key}: {summary}; {note}", record.change.event());
+        let who = format!("{} at {}", record.actor.name, record.at);
         self.lost.push(Lost { revision: record.revision, who, what });
+    }
+
+    /// Takes what is about something that the backup does not have; answers whether that was all there is to it.
+    fn take_of_new(&mut self, record: &Record, walk: &mut Walk) -> bool {
+        match &record.change {
+            Change::KeyImported { .. } => {
+                if let (Some(key), _) = record.change.summary() {
+                    walk.imported.insert(key.to_string(), New { since: record.revision, suspended: None });
+                }
+                false
+            }
+            // INVARIANT (P6): nobody is told to import again what was revoked.
+            Change::Revoked { target: Target::Key(key), .. } => {
+                let Some(new) = walk.imported.remove(key.as_str()) else { return false };
+                self.lost.retain(|lost| lost.revision != new.since && Some(lost.revision) != new.suspended);
+                walk.gone.insert(key.to_string());
+                self.lose(
+                    record,
+                    "it was imported since, too, and the restored vault does not know it: never import it again",
+                );
+                true
+            }
+            Change::KeyConfirmedAtApple { key_id } => walk.gone.contains(key_id.as_str()),
+            Change::KeySuspended { key_id, .. } => {
+                let Some(new) = walk.imported.get_mut(key_id.as_str()) else { return false };
+                new.suspended = Some(record.revision);
+                self.lose(record, "suspend it once it is imported again");
+                true
+            }
+            Change::KeyResumed { key_id, .. } => {
+                let Some(new) = walk.imported.get_mut(key_id.as_str()) else { return false };
+                let suspended = new.suspended.take();
+                self.lost.retain(|lost| Some(lost.revision) != suspended);
+                true
+            }
+            Change::BreakGlassOpened { policy, .. } => {
+                let earlier = walk.opened.insert(policy.clone(), record.revision);
+                self.lost.retain(|lost| Some(lost.revision) != earlier);
+                false
+            }
+            Change::BreakGlassClosed { policy, .. } => {
+                let Some(opened) = walk.opened.remove(policy) else { return false };
+                self.lost.retain(|lost| lost.revision != opened);
+                true
+            }
+            _ => false,
+        }
     }
 
     fn forget(&mut self, what: &Stopped) -> bool {
@@ -132,6 +183,22 @@ impl Since {
         self.undone.retain(|undone| undone.what != *what);
         self.undone.len() < before
     }
+}
+
+/// What began after a backup, and may have ended after it, too.
+#[derive(Debug, Default)]
+struct Walk {
+    opened: BTreeMap<PolicyName, Revision>,
+    imported: BTreeMap<String, New>,
+    /// Imported and revoked.
+    gone: BTreeSet<String>,
+}
+
+/// A key that was imported after a backup.
+#[derive(Debug)]
+struct New {
+    since: Revision,
+    suspended: Option<Revision>,
 }
 
 /// Reads what a database has after a backup.
@@ -174,7 +241,7 @@ async fn follow(
     now: UnixMillis,
 ) -> Result<Result<(), String>, RestoreError> {
     let mut state = checked.state().clone();
-    let mut opened = BTreeSet::new();
+    let mut walk = Walk::default();
     loop {
         let page = match previous.records_from(state.head().revision.next(), PAGE).await {
             Ok(page) => page,
@@ -183,7 +250,7 @@ async fn follow(
         };
         for sealed in &page {
             match load::follow(&mut state, sealed, &checked.header().vault, keyring) {
-                Ok(record) => since.take(&record, &mut opened, now),
+                Ok(record) => since.take(&record, &mut walk, now),
                 Err(error @ LoadError::Store(_)) => return Err(not_whole(error)),
                 Err(other) => return Ok(Err(other.to_string())),
             }

@@ -24,6 +24,9 @@ async fn moved_on(anchor: bool) -> (Broker, PathBuf) {
     operator.revocation.reinstate(lift(proto::TargetKind::Policy, "no-more")).await.unwrap();
     operator.revocation.reinstate(lift(proto::TargetKind::Client, "dns:lifted.acme.internal")).await.unwrap();
     operator.import(&import("FOURTHKEY1", &new_p8())).await.unwrap();
+    // Imported and revoked since: the restored vault knows of neither.
+    operator.import(&import("FIFTHKEY12", &new_p8())).await.unwrap();
+    operator.revoke(proto::TargetKind::Key, "FIFTHKEY12").await.unwrap();
     operator.apply(policies(vec![proto::Policy { max_ttl: duration(60), ..release_policy() }])).await.unwrap();
     operator.system.rotate(proto::RotateRequest {}).await.unwrap();
     (broker, file)
@@ -94,6 +97,8 @@ async fn what_an_older_state_brings_back_to_life_is_listed_and_brought_forward_b
     {
         assert!(lost.contains(wanted), "{wanted}: {lost}");
     }
+    let fifth: Vec<&str> = lost.split("revision").filter(|one| one.contains("FIFTHKEY12")).collect();
+    assert!(fifth.len() == 1 && fifth[0].contains("never import it again"), "{fifth:?}");
     assert!(!lost.contains("no-more"), "what was revoked and reinstated since is as it was: {lost}");
     // What they bring back is alive, and the script ends it.
     restored.run(None).await;
