@@ -31,9 +31,6 @@ use crate::telemetry::{self, Export, TracesError};
 use crate::tls::{Connection, Tls};
 use crate::trace::Tracer;
 
-/// How long requests may go on over a connection that was asked to go.
-const GRACE: Duration = Duration::from_secs(30);
-
 /// The age of a connection that is asked to go as soon as it is there.
 const AT_ONCE: Duration = Duration::from_millis(1);
 
@@ -232,8 +229,9 @@ async fn serve(
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .max_concurrent_streams(1024);
         if !age.is_zero() {
-            // Watches end with their connection, and go on with the next: they are given a while to.
-            server = server.max_connection_age(age).max_connection_age_grace(GRACE);
+            // No grace: with one, connections would be cut at its end instead of asked to go (tonic 0.14). So what is on its
+            // way, a watch or a long backup too, ends as it would have, and new requests go over another connection.
+            server = server.max_connection_age(age);
         }
         let served = server.layer(gate.clone()).add_routes(routes.clone());
         let end = end.clone().cancelled_owned();
@@ -286,13 +284,43 @@ fn metrics() -> Result<Metrics, ServerError> {
 /// Where it can't be reached or used.
 pub async fn open_store(config: &Config, metrics: &Metrics) -> Result<Arc<dyn Store>, ServerError> {
     Ok(match config.store.at().map_err(crate::store::StoreError::Unfit)? {
-        StoreAt::Sqlite(file) => Arc::new(SqliteStore::open(&file).await?),
+        StoreAt::Sqlite(file) => {
+            metrics.listener_up.set(1);
+            Arc::new(SqliteStore::open(&file).await?)
+        }
         StoreAt::Postgres(settings) => Arc::new(PostgresStore::open(settings, metrics).await?),
     })
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
     TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+}
+
+/// What asks the database now and then.
+#[derive(Default)]
+struct Chores {
+    opening: Chore,
+    reporting: Chore,
+    reading: Chore,
+    looking: Chore,
+}
+
+/// One of them; it is on its way once at a time, and ends with this.
+#[derive(Default)]
+struct Chore(JoinSet<()>);
+
+impl Chore {
+    /// Starts it, unless it is on its way.
+    fn start<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        broker: &Arc<Broker>,
+        work: impl FnOnce(Arc<Broker>) -> F,
+    ) {
+        while self.0.try_join_next().is_some() {}
+        if self.0.is_empty() {
+            self.0.spawn(work(Arc::clone(broker)));
+        }
+    }
 }
 
 /// Every second: summaries of refusals, the health service, and whether a vault that is not open can be. Every few: what
@@ -307,6 +335,7 @@ async fn keep_house(
 ) {
     let mut seconds = 0_u32;
     let mut serving = None;
+    let mut chores = Chores::default();
     loop {
         let open = matches!(&*broker.phase(), Phase::Open(_));
         if serving != Some(open) {
@@ -320,29 +349,32 @@ async fn keep_house(
         }
         broker.flush_denials();
         broker.show_present();
-        // What waits for the database must not hold up the rest.
-        let asking = async {
-            broker.open_again().await;
-            if seconds.is_multiple_of(REPORT_EVERY) {
+        // What waits for the database holds up neither the rest nor each other, and is asked once at a time.
+        chores.opening.start(&broker, |broker| async move { broker.open_again().await });
+        if seconds.is_multiple_of(REPORT_EVERY) {
+            chores.reporting.start(&broker, |broker| async move {
                 broker.report().await;
                 broker.flush_shadows().await;
-            }
-            if seconds.is_multiple_of(READ_EVERY) {
-                broker.read_gauges().await;
+            });
+        }
+        if seconds.is_multiple_of(READ_EVERY) {
+            chores.reading.start(&broker, |broker| async move {
                 broker.run_canary().await;
-            }
-            if seconds.is_multiple_of(LOOK_EVERY) {
+                broker.read_gauges().await;
+            });
+        }
+        if seconds.is_multiple_of(LOOK_EVERY) {
+            chores.looking.start(&broker, |broker| async move {
                 broker.forget_quotas().await;
                 for hazard in broker.hazards().await.unwrap_or_default() {
                     tracing::warn!(hazard = hazard.name, "{}", hazard.what);
                 }
-            }
-        };
-        let _ = stop.run_until_cancelled(asking).await;
+            });
+        }
         seconds = seconds.wrapping_add(1);
         if seconds.is_multiple_of(60) {
             gate.forget_quiet_callers();
-            if let Ok(open) = broker.open() {
+            if let Phase::Open(open) = &*broker.phase() {
                 verifier.tend(open.state().issuers().values().map(AsRef::as_ref));
             }
         }

@@ -129,20 +129,24 @@ impl Drop for Replica {
 }
 
 /// A Service: leads each connection to one of its endpoints, and leaves those that are open where they are.
-struct Service {
-    port: u16,
+pub struct Service {
+    pub port: u16,
+    /// Connections so far.
+    pub accepted: Arc<AtomicUsize>,
     endpoints: Arc<Mutex<Vec<u16>>>,
     _accepting: JoinSet<()>,
 }
 
 impl Service {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let endpoints = Arc::new(Mutex::new(Vec::<u16>::new()));
         let (mut accepting, known) = (JoinSet::new(), Arc::clone(&endpoints));
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let next = Arc::clone(&accepted);
         accepting.spawn(async move {
-            let (mut open, next) = (JoinSet::new(), AtomicUsize::new(0));
+            let mut open = JoinSet::new();
             while let Ok((mut client, _)) = listener.accept().await {
                 let endpoint = {
                     let known = known.lock().unwrap();
@@ -157,10 +161,10 @@ impl Service {
                 });
             }
         });
-        Self { port, endpoints, _accepting: accepting }
+        Self { port, accepted, endpoints, _accepting: accepting }
     }
 
-    fn add(&self, endpoint: u16) {
+    pub fn add(&self, endpoint: u16) {
         self.endpoints.lock().unwrap().push(endpoint);
     }
 
@@ -297,4 +301,29 @@ async fn a_rolling_update_of_three_replicas_fails_no_request() {
     for replica in &mut replicas {
         replica.end().await;
     }
+}
+
+#[tokio::test]
+async fn a_connection_of_age_is_asked_to_go_and_what_is_on_its_way_goes_on_over_it() {
+    let mut broker = Broker::start().await;
+    broker.config.limits.connection_age_s = 1;
+    broker.restart().await;
+    let service = Service::start().await;
+    let port = broker.grpc().rsplit_once(':').unwrap().1.parse().unwrap();
+    service.add(port);
+    let (cert, key) = broker.pki.client(CLIENT);
+    let target = Target::certified(format!("127.0.0.1:{}", service.port), broker.pki.dir.join("ca.pem"), cert, key);
+    let mut client = Client::new(target.connect().await.unwrap());
+    let mut watch = client.token.watch(proto::WatchRequest::default()).await.unwrap().into_inner();
+    watch.message().await.unwrap().expect("a first heartbeat");
+    let mut token = None;
+    eventually("requests go over the third connection", async || {
+        token = Some(client.issue(ask()).await.expect("no request fails").token_id);
+        service.accepted.load(Ordering::SeqCst) >= 3
+    })
+    .await;
+    broker.as_(OPERATOR).await.revoke(proto::TargetKind::Token, &token.unwrap()).await.unwrap();
+    watch.message().await.unwrap().expect("the watch is on the first one still");
+    drop((watch, client));
+    broker.stop().await;
 }
