@@ -350,11 +350,8 @@ fn read(
         cas.push(ClientCa { verifier, trust_domains: ca.trust_domains.clone(), dns_suffixes: ca.dns_suffixes.clone() });
     }
     let trust = Arc::new(Trust { generation, cas, hints });
-    metrics.ca_expiry.set(ca_expiry.unwrap_or_default());
     let chain = certificates(&files.certificate)?;
-    if let Some(end) = chain.iter().filter_map(expiry).min() {
-        metrics.certificate_expiry.set(end);
-    }
+    let end = chain.iter().filter_map(expiry).min();
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| fail(&files.key, error.to_string()))?;
     let verifier = HandshakeVerifier::new(Arc::clone(&trust), Arc::clone(without))
         .ok_or_else(|| fail(&files.certificate, "no client CA is configured".to_owned()))?;
@@ -367,6 +364,11 @@ fn read(
     config.alpn_protocols = vec![b"h2".to_vec()];
     // No 0-RTT: early data could be replayed.
     config.max_early_data_size = 0;
+    // Of what is accepted alone: what is refused leaves the files of before in force.
+    metrics.ca_expiry.set(ca_expiry.unwrap_or_default());
+    if let Some(end) = end {
+        metrics.certificate_expiry.set(end);
+    }
     Ok((Arc::new(config), trust))
 }
 

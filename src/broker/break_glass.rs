@@ -7,7 +7,7 @@
 
 use super::error::BrokerError;
 use super::ledger::Proposal;
-use super::{Broker, Caller, require};
+use super::{Broker, Caller, OpenVault, require};
 use crate::domain::change::Change;
 use crate::domain::operator::Power;
 use crate::domain::policy::Policy;
@@ -84,9 +84,10 @@ impl Broker {
 
     /// How many policies are held open now, for whoever watches.
     pub(super) fn count_opened(&self) {
-        let Ok(open) = self.open() else { return };
         let now_s = self.parts.clock.now().seconds();
-        let count = open.state().all_opened().values().filter(|opened| opened.until > now_s).count();
+        let opened = |open: &OpenVault| open.state().all_opened().values().filter(|it| it.until > now_s).count();
+        // A vault that is not open grants nothing under any policy.
+        let count = self.if_open().map_or(0, |open| opened(&open));
         self.parts.metrics.break_glass_open.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }

@@ -3,7 +3,8 @@
 //! Steps of a run, which one replica leads: claim it, as there is one run at a time for the whole fleet; get a token of
 //! the canary's key, through the same queue, fence and audit as any; suspend the key; wait until every replica that is
 //! alive has been refused; resume the key; get a token again. Each replica, as soon as its state says that the key is
-//! suspended, tries to get a token, and writes down the revision at which it was refused.
+//! suspended, tries to commit a token that was decided before and to get one now, and writes down the revision at which both
+//! were refused.
 //!
 //! The key is in no account and no document, and Apple does not know it. Its tokens are dropped where they are made: their
 //! rows say that they were, and count in no exposure. A leader that dies leaves the key suspended, which the next run ends.
@@ -33,6 +34,9 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// A replica that has been quiet for longer is not waited for.
 const ALIVE_MS: i64 = 15_000;
+
+/// How often a refusal is written down at most, where that fails.
+const MOST_REPORTS: u32 = 5;
 
 /// What rows of the canary's tokens are called.
 const CANARY_TOKEN: &str = "CANARY_TOKEN";
@@ -93,7 +97,11 @@ impl Broker {
     /// # Errors
     /// With what is not as it must be.
     pub async fn lead_canary(&self) -> Result<f64, CanaryError> {
-        let outcome = self.run_of_canary().await;
+        let open = self.open()?;
+        // INVARIANT (P7): a run does not keep the root keys of a vault that is sealed meanwhile.
+        let outcome = open.follow.ended.run_until_cancelled(self.run_of_canary(&open)).await;
+        let sealed = || CanaryError::Broker(BrokerError::Sealed { why: "the run ended with the vault".to_owned() });
+        let outcome = outcome.unwrap_or_else(|| Err(sealed()));
         let metrics = &self.parts.metrics;
         metrics.canary_runs.with_label_values(&[if outcome.is_ok() { "ok" } else { "failed" }]).inc();
         if let Ok(seconds) = &outcome {
@@ -104,19 +112,18 @@ impl Broker {
         outcome
     }
 
-    async fn run_of_canary(&self) -> Result<f64, CanaryError> {
-        let open = self.open()?;
+    async fn run_of_canary(&self, open: &OpenVault) -> Result<f64, CanaryError> {
         if open.state().canary_suspended().is_some() {
-            self.set_canary(&open, Change::CanaryResumed).await?;
+            self.set_canary(open, Change::CanaryResumed).await?;
         }
-        self.canary_token(&open).await.map_err(|error| CanaryError::Refused(error.to_string()))?;
+        self.canary_token(open).await.map_err(|error| CanaryError::Refused(error.to_string()))?;
         let watch = Stopwatch::start();
-        let state = self.set_canary(&open, Change::CanarySuspended).await?;
+        let state = self.set_canary(open, Change::CanarySuspended).await?;
         let seen = self.all_refuse(state.canary_suspended().unwrap_or_default(), watch).await;
         // Whatever was seen, and also where nobody was.
-        self.set_canary(&open, Change::CanaryResumed).await?;
+        self.set_canary(open, Change::CanaryResumed).await?;
         let seconds = seen?;
-        self.canary_token(&open).await.map_err(|error| CanaryError::Refused(error.to_string()))?;
+        self.canary_token(open).await.map_err(|error| CanaryError::Refused(error.to_string()))?;
         Ok(seconds)
     }
 
@@ -155,22 +162,55 @@ impl Broker {
     /// Watches for the suspension of the canary's key, for as long as the vault is open: then this replica must be refused.
     pub(super) async fn watch_canary(self: Arc<Self>, open: Arc<OpenVault>) {
         let mut moved = open.follow.moved.subscribe();
+        let mut before = open.state();
         let mut refused = Revision::default();
         let ended = open.follow.ended.clone();
         while let Some(Ok(())) = ended.run_until_cancelled(moved.changed()).await {
+            let earlier = std::mem::replace(&mut before, open.state());
             let Some(at) = open.state().canary_suspended().filter(|at| *at > refused) else { continue };
-            match self.canary_token(&open).await {
+            // First as one that was decided before the suspension: the fence must not let it through. Then as one that is
+            // decided now.
+            let tried = match self.late_token(&open, &earlier).await {
+                Ok(()) => self.canary_token(&open).await,
+                other => other,
+            };
+            match tried {
                 Err(CanaryError::Refused(_)) => {
                     refused = at;
-                    if let Err(error) = self.parts.store.report_refusal(self.replica(), at).await {
-                        tracing::debug!(%error, "a refusal of the canary was not written down");
-                    }
+                    self.report_refusal(at).await;
                 }
                 // Resumed meanwhile; or what must not be, and then the leader waits in vain.
                 Ok(()) if open.state().canary_suspended() != Some(at) => {}
                 Ok(()) => tracing::error!(error = %CanaryError::Granted(at), "the canary was not refused"),
+                Err(error @ CanaryError::Granted(_)) => tracing::error!(%error, "the canary was not refused"),
                 Err(error) => tracing::debug!(%error, "the canary could not be tried"),
             }
+        }
+    }
+
+    async fn report_refusal(&self, at: Revision) {
+        for _ in 0..MOST_REPORTS {
+            match self.parts.store.report_refusal(self.replica(), at).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, "a refusal of the canary was not written down"),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Tries to commit a token that was decided on an earlier state, in which the key was not suspended: it must come back.
+    async fn late_token(&self, open: &OpenVault, earlier: &State) -> Result<(), CanaryError> {
+        if earlier.canary_suspended().is_some() {
+            return Ok(());
+        }
+        let now = self.parts.clock.now();
+        let event = self.canary_event(earlier, now)?;
+        // Nothing to decide anew: as if it were suspended in every state to come.
+        let again = |_: &State, _| None;
+        match open.ledger.commit(event, decision(earlier, now), Box::new(again), Within::default()).await {
+            Committed::Yes(decision) => Err(CanaryError::Granted(decision.head.revision)),
+            Committed::HeadMoved | Committed::OverQuota(_) => Ok(()),
+            Committed::Unavailable => Err(unwritten()),
         }
     }
 
@@ -194,7 +234,7 @@ impl Broker {
                 .state()
                 .canary_suspended()
                 .map_or_else(|| CanaryError::Broker(BrokerError::Contended), suspended)),
-            Committed::Unavailable => Err(CanaryError::Refused("its audit row could not be written".to_owned())),
+            Committed::Unavailable => Err(unwritten()),
         }
     }
 
@@ -228,6 +268,11 @@ impl Broker {
         };
         Ok(open.ledger.change(asker, Box::new(propose)).await?.state)
     }
+}
+
+/// Where the database is away nothing is refused, and nothing is shown.
+fn unwritten() -> CanaryError {
+    CanaryError::Broker(BrokerError::Internal("the canary's audit row could not be written".to_owned()))
 }
 
 fn decision(state: &State, at: UnixMillis) -> Decision {

@@ -44,21 +44,23 @@ struct Bucket {
 }
 
 impl Recent {
-    /// Answers the rows to write now: this one, or the summaries of a second that is over.
-    fn take(&mut self, event: AuditEvent) -> Vec<AuditEvent> {
+    /// Answers the rows to write now: this one, or the summaries of a second that is over; and whether this one goes into a
+    /// summary.
+    fn take(&mut self, event: AuditEvent) -> (Vec<AuditEvent>, bool) {
         let mut out = self.roll(event.at.seconds());
         let name = shared_bucket(&event).unwrap_or_else(|| event.caller.clone());
         let known = self.callers.contains_key(&name);
         let name = if known || self.callers.len() < MOST_CALLERS { name } else { "(others)".to_owned() };
         let bucket = self.callers.entry(name).or_insert(Bucket { rows: 0, summarised: None });
-        if bucket.rows < MOST_ROWS {
+        let has_row = bucket.rows < MOST_ROWS;
+        if has_row {
             bucket.rows = bucket.rows.saturating_add(1);
             out.push(event);
         } else {
             let count = bucket.summarised.as_ref().map_or(0, |(_, count)| *count).saturating_add(1);
             bucket.summarised = Some((event, count));
         }
-        out
+        (out, !has_row)
     }
 
     fn roll(&mut self, second: i64) -> Vec<AuditEvent> {
@@ -66,14 +68,18 @@ impl Recent {
             return Vec::new();
         }
         self.second = second;
-        let summaries = self.callers.drain().filter_map(|(_, bucket)| bucket.summarised);
-        summaries
-            .map(|(event, count)| AuditEvent {
-                detail: format!("{count} more refusals within the second, the last of them: {}", event.detail),
-                ..event
-            })
-            .collect()
+        self.callers.drain().filter_map(|(name, bucket)| bucket.summarised.map(|it| summary(&name, it))).collect()
     }
+}
+
+/// The row of refusals that have none: of one caller, or of those who share a bucket, and then of no single one of them.
+fn summary(bucket: &str, (event, count): (AuditEvent, u64)) -> AuditEvent {
+    let last = format!("{count} more refusals within the second, the last of them: {}", event.detail);
+    if event.caller == bucket {
+        return AuditEvent { detail: last, ..event };
+    }
+    let detail = format!("{last}; of {}", event.caller);
+    AuditEvent { caller: bucket.to_owned(), identity: String::new(), detail, ..event }
 }
 
 /// The bucket of a caller whom an issuer vouches for, and whom no policy or operator names.
@@ -88,7 +94,8 @@ impl Broker {
     /// Records a refusal of an authenticated caller.
     pub(super) fn record_denial(&self, event: AuditEvent) {
         self.parts.metrics.denials.with_label_values(&[&event.reason]).inc();
-        let rows = self.recent(|recent| recent.take(event));
+        let (rows, is_summarised) = self.recent(|recent| recent.take(event));
+        self.parts.metrics.denials_summarised.inc_by(u64::from(is_summarised));
         self.write_denials(rows);
     }
 
@@ -146,7 +153,7 @@ impl Broker {
         let Phase::Open(open) = &*self.phase() else { return };
         for row in rows {
             if !open.ledger.refuse(row) {
-                self.parts.metrics.denials_summarised.inc();
+                self.parts.metrics.audit_rows_dropped.inc();
             }
         }
     }

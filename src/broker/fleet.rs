@@ -15,6 +15,9 @@ use crate::store::{Hazard, Replica};
 /// A replica that has been quiet for longer is forgotten.
 const FORGET_MS: i64 = 24 * 3600 * 1000;
 
+/// What a replica says of itself last: nobody waits for it.
+pub(super) const STOPPED: &str = "STOPPED";
+
 /// Every hazard that an engine may name, so that a metric that is 0 is there, too.
 const HAZARDS: &[&str] = &[
     "FSYNC_OFF",
@@ -49,7 +52,7 @@ impl Broker {
         let replica = Replica {
             name: self.parts.replica.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            phase: phase.as_str().to_owned(),
+            phase: if self.tasks.is_closed() { STOPPED } else { phase.as_str() }.to_owned(),
             revision: if let Phase::Open(open) = &*phase { open.state().head().revision } else { Revision::default() },
             started: self.started,
             seen: now,

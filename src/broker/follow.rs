@@ -251,7 +251,7 @@ impl Follow {
             let accepted = state.accepted_histories().iter().map(|history| history.id.clone()).collect();
             let anchored = Anchored { vault: self.vault.id.clone(), head: state.head(), accepted };
             if let Err(error) = anchor.write(&anchored) {
-                self.metrics.commit_failures.inc();
+                self.metrics.anchor_failures.inc();
                 tracing::error!(%error, path = %anchor.path().display(), "the anchor can't be written; it is behind the database");
             }
         }

@@ -1,16 +1,17 @@
 //! Gauges: what is so now, for whoever watches. What the database knows is read every few seconds, never when a metric is
 //! asked for, so that no scrape can hurt it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::fleet::STOPPED;
 use super::{Broker, OpenVault, Phase};
 use crate::clock::{Stopwatch, UnixMillis};
 use crate::domain::apple::MOST_KEYS_PER_ACCOUNT;
-use crate::domain::key::KeyState;
+use crate::domain::key::{Key, KeyState};
 use crate::domain::state::State;
-use crate::id::{ClientId, Head, KeyId, PolicyName};
-use crate::store::{LiveCount, StoreError};
+use crate::id::{ClientId, Head, PolicyName};
+use crate::store::{LiveCount, Replica, StoreError};
 
 /// A replica that has been quiet for longer is not counted.
 const ALIVE_MS: i64 = 60_000;
@@ -30,6 +31,10 @@ const MOST_SEEN: usize = 10_000;
 #[derive(Debug, Default)]
 pub(super) struct NearExpiry(Mutex<HashMap<ClientId, i64>>);
 
+/// Keys that were revoked and not confirmed at Apple when the vault was last open.
+#[derive(Debug, Default)]
+pub(super) struct Unconfirmed(Mutex<BTreeSet<String>>);
+
 type Shown = BTreeMap<Vec<String>, f64>;
 
 impl Broker {
@@ -45,10 +50,8 @@ impl Broker {
         seen.retain(|_, at| *at > oldest);
         metrics.near_expiry.set(count(seen.len()));
         drop(seen);
-        if let Some(open) = self.if_open() {
-            let writing = open.follow.writing.load();
-            metrics.audit_lag.set(writing.as_ref().map_or(0.0, |since| since.seconds()));
-        }
+        let writing = self.if_open().and_then(|open| open.follow.writing.load_full());
+        metrics.audit_lag.set(writing.map_or(0.0, |since| since.seconds()));
     }
 
     /// Notes that a client came with a certificate that is near its end.
@@ -68,11 +71,12 @@ impl Broker {
         let watch = Stopwatch::start();
         let head = self.parts.store.head().await;
         metrics.database_ping.set(watch.seconds());
+        // Of the smallest question alone: a database that takes long to count is not away.
+        metrics.database_up.set(i64::from(head.is_ok()));
         let read = match head {
             Ok(head) => self.read_all(head).await,
             Err(error) => Err(error),
         };
-        metrics.database_up.set(i64::from(read.is_ok()));
         if let Err(error) = read {
             tracing::debug!(%error, "gauges can't be read");
         }
@@ -81,17 +85,22 @@ impl Broker {
     async fn read_all(&self, head: Head) -> Result<(), StoreError> {
         let (metrics, now) = (&self.parts.metrics, self.parts.clock.now());
         let replicas = self.parts.store.replicas().await?;
-        let alive = replicas.iter().filter(|it| now.0.saturating_sub(it.seen.0) < ALIVE_MS);
+        let alive = |it: &&Replica| it.phase != STOPPED && now.0.saturating_sub(it.seen.0) < ALIVE_MS;
+        let alive = replicas.iter().filter(alive);
         let succeeded = self.parts.store.canary_succeeded().await?;
         metrics.canary_last_success.set(succeeded.map_or(0, UnixMillis::seconds));
         metrics.replicas.set(count(alive.count()));
-        let Some(open) = self.if_open() else { return Ok(()) };
+        metrics.canary_interval.set(i64::from(self.parts.canary_every_s));
+        let live = self.parts.store.live_counts(now.seconds()).await?;
+        let Some(open) = self.if_open() else {
+            self.show_closed(&live, now.seconds());
+            return Ok(());
+        };
         let state = open.state();
         let behind = head.revision.0.saturating_sub(state.head().revision.0);
         metrics.control_lag.set(i64::try_from(behind).unwrap_or(i64::MAX));
         self.show_keys(&state);
-        let live = self.parts.store.live_counts(now.seconds()).await?;
-        self.show_exposure(&live, &state, now.seconds());
+        self.show_exposure(&live, now.seconds());
         let used = self.parts.store.quotas_used().await?;
         let ratio = |(policy, used): (String, u32)| {
             let name = PolicyName::parse(&policy).ok()?;
@@ -118,8 +127,29 @@ impl Broker {
         metrics.key_imported.show(imported.collect(), f64::min);
     }
 
-    fn show_exposure(&self, live: &[LiveCount], state: &State, now_s: i64) {
+    /// Of a vault that is not open nobody knows keys, quotas and the log. Tokens that are out die all the same, also those
+    /// under keys that were revoked when it was last open.
+    fn show_closed(&self, live: &[LiveCount], now_s: i64) {
         let metrics = &self.parts.metrics;
+        for state in STATES {
+            metrics.keys.with_label_values(&[&state.to_string()]).set(0);
+        }
+        for gauge in [&metrics.account_keys, &metrics.key_imported, &metrics.quota_used] {
+            gauge.show(Shown::new(), f64::max);
+        }
+        metrics.unconfirmed_at_apple.set(0);
+        metrics.control_lag.set(0);
+        self.show_exposure(live, now_s);
+    }
+
+    fn show_exposure(&self, live: &[LiveCount], now_s: i64) {
+        let metrics = &self.parts.metrics;
+        let mut unconfirmed = self.unconfirmed.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = self.if_open() {
+            let state = open.state();
+            let revoked = |it: &&Arc<Key>| it.state == KeyState::Revoked && it.confirmed_at_apple.is_none();
+            *unconfirmed = state.keys().values().filter(revoked).map(|it| it.id.to_string()).collect();
+        }
         let (mut groups, mut group_ends, mut keys, mut key_ends) =
             (Shown::new(), Shown::new(), Shown::new(), Shown::new());
         let mut revoked = 0_u64;
@@ -132,8 +162,7 @@ impl Broker {
                 let end = end.entry(vec![name.clone()]).or_default();
                 *end = left.max(*end);
             }
-            let key = KeyId::parse(&it.key_id).ok().and_then(|id| state.keys().get(&id));
-            if key.is_some_and(|key| key.state == KeyState::Revoked && key.confirmed_at_apple.is_none()) {
+            if unconfirmed.contains(&it.key_id) {
                 revoked = revoked.saturating_add(it.count);
             }
         }
@@ -145,7 +174,7 @@ impl Broker {
     }
 
     /// The open vault; nobody has asked for it.
-    fn if_open(&self) -> Option<Arc<OpenVault>> {
+    pub(super) fn if_open(&self) -> Option<Arc<OpenVault>> {
         if let Phase::Open(open) = &*self.phase() { Some(Arc::clone(open)) } else { None }
     }
 }

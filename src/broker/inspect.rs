@@ -133,7 +133,7 @@ impl Broker {
             ..self.refusal(caller, event, "OK", &decision_id, open.state().head().revision)
         };
         if !open.ledger.refuse(row) {
-            self.parts.metrics.denials_summarised.inc();
+            self.parts.metrics.audit_rows_dropped.inc();
         }
     }
 }

@@ -166,7 +166,13 @@ impl Broker {
             }
             self.parts.metrics.fence_retries.inc();
         }
-        Err(BrokerError::Contended)
+        Err(self.unwritten(BrokerError::Contended))
+    }
+
+    /// Counts a request that was not refused and has no token: it has no row, either.
+    fn unwritten(&self, error: BrokerError) -> BrokerError {
+        self.parts.metrics.denials.with_label_values(&[error.reason()]).inc();
+        error
     }
 
     fn slot(&self, open: &OpenVault, caller: &Caller, ask: &TokenAsk, permit: &Permit) -> Arc<Mutex<Option<Cached>>> {
@@ -279,8 +285,8 @@ impl Broker {
                 };
                 Err(self.over_quota(denial, bound, retry_after_s, decision_id))
             }
-            Committed::Unavailable => Err(BrokerError::Unavailable(crate::store::StoreError::Unavailable(
-                "the audit row was not written".to_owned(),
+            Committed::Unavailable => Err(self.unwritten(BrokerError::Unavailable(
+                crate::store::StoreError::Unavailable("the audit row was not written".to_owned()),
             ))),
         }
     }

@@ -251,6 +251,7 @@ pub struct Broker {
     shadows: shadow::Shadows,
     slots: aside::Slots,
     near_expiry: gauges::NearExpiry,
+    unconfirmed: gauges::Unconfirmed,
     canary: canary::Canary,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -265,6 +266,7 @@ impl Broker {
             shadows: shadow::Shadows::default(),
             slots: aside::Slots::default(),
             near_expiry: gauges::NearExpiry::default(),
+            unconfirmed: gauges::Unconfirmed::default(),
             canary: canary::Canary::default(),
             signing: RateLimiter::direct(Quota::per_second(parts.signatures_per_second)),
             parts,
@@ -378,6 +380,7 @@ impl Broker {
         if tokio::time::timeout(STOP, self.tasks.wait()).await.is_err() {
             tracing::warn!("something did not end in time; what was queued before it is committed");
         }
+        self.report().await;
         self.parts.store.close().await;
     }
 

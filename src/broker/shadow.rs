@@ -35,7 +35,7 @@ impl Broker {
     /// Counts a token that leaves.
     pub(super) fn count_watched(&self, decision: &Decision, request: &TokenRequest) {
         if let Some(policy) = &decision.break_glass {
-            self.parts.metrics.break_glass_tokens.with_label_values(&[policy.as_str()]).inc();
+            self.parts.metrics.break_glass_tokens.inc(policy.as_str(), []);
             tracing::warn!(%policy, client = %request.principal.client, "a token was handed out under a break-glass policy");
         }
         if decision.shadows.is_empty() {
@@ -43,8 +43,7 @@ impl Broker {
         }
         let mut kept = self.kept();
         for shadow in &decision.shadows {
-            let labels = [shadow.kind, shadow.name.as_str(), shadow.reason.as_str()];
-            self.parts.metrics.shadow_refusals.with_label_values(&labels).inc();
+            self.parts.metrics.shadow_refusals.inc(&shadow.name, [shadow.kind, shadow.reason.as_str()]);
             let key = ShadowKey {
                 kind: shadow.kind.to_owned(),
                 name: shadow.name.clone(),

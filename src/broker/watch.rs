@@ -23,7 +23,7 @@ use super::follow::Follow;
 use super::inspect::targets_of;
 use super::revoke::under;
 use super::{Broker, Caller};
-use crate::clock::{Clock, Stopwatch};
+use crate::clock::{Clock, UnixMillis};
 use crate::domain::audit::LiveToken;
 use crate::domain::state::{AcceptedHistory, Revocation, State};
 use crate::domain::target::Target;
@@ -60,6 +60,8 @@ pub struct Told {
     pub revision: Revision,
     /// What happened.
     pub happened: Happened,
+    /// When it was recorded, where it is news.
+    pub since: Option<UnixMillis>,
 }
 
 /// One open watch.
@@ -72,6 +74,7 @@ pub struct Watch {
     /// INVARIANT (P7): a watch that nobody reads must not keep the root keys of a sealed vault in memory.
     follow: Weak<Follow>,
     client: ClientId,
+    clock: Arc<dyn Clock>,
 }
 
 /// The end of a watch where the broker puts things in.
@@ -107,7 +110,6 @@ impl Watchers {
         self.told.store(told.0, Ordering::SeqCst);
         while let Some(Ok(())) = follow.ended.run_until_cancelled(moved.changed()).await {
             moved.mark_unchanged();
-            let watch = Stopwatch::start();
             let state = follow.vault.state();
             let news: Vec<_> = state.revocations_after(told).cloned().collect();
             for revocation in &news {
@@ -120,9 +122,6 @@ impl Watchers {
             told = state.head().revision;
             // INVARIANT (INV-WATCH-2): said only once all of it is in the queues.
             self.told.store(told.0, Ordering::SeqCst);
-            if !news.is_empty() {
-                follow.metrics.watch_seconds.observe(watch.seconds());
-            }
         }
         self.end();
     }
@@ -152,7 +151,8 @@ impl Watchers {
                 }
                 let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
                 for entry in open.values().flatten() {
-                    entry.put(Told { revision: revocation.revision, happened: Happened::Resynchronise });
+                    let since = Some(revocation.stamp.at);
+                    entry.put(Told { revision: revocation.revision, happened: Happened::Resynchronise, since });
                 }
             }
         }
@@ -164,7 +164,8 @@ impl Watchers {
         let Some(entries) = open.get(client) else { return };
         for told in events(revocation, ids) {
             for entry in entries {
-                if !entry.put(told.clone()) {
+                let news = Told { since: Some(revocation.stamp.at), ..told.clone() };
+                if !entry.put(news) {
                     follow.metrics.watchers_lagged.inc();
                 }
             }
@@ -177,6 +178,7 @@ fn events(revocation: &Revocation, ids: &[String]) -> Vec<Told> {
     let one = |ids: &[String]| Told {
         revision: revocation.revision,
         happened: Happened::Revoked(revocation.target.clone(), ids.into()),
+        since: None,
     };
     if ids.is_empty() { vec![one(ids)] } else { ids.chunks(MOST_IDS).map(one).collect() }
 }
@@ -252,7 +254,8 @@ impl Broker {
         self.parts.metrics.watchers.inc();
         let watchers = Arc::clone(&open.watchers);
         let (metrics, follow) = (self.parts.metrics.clone(), Arc::downgrade(&open.follow));
-        let watch = Watch { told, lagged, watchers, metrics, follow, client: client.clone() };
+        let clock = Arc::clone(&self.parts.clock);
+        let watch = Watch { told, lagged, watchers, metrics, follow, client: client.clone(), clock };
         if from > Revision::default() {
             // Registered first, then looked back: nothing falls between; what is told twice does no harm.
             let now_s = self.parts.clock.now().seconds();
@@ -285,9 +288,14 @@ impl Watch {
             while self.told.try_recv().is_ok() {}
             self.lagged.store(false, Ordering::SeqCst);
             let revision = self.told_up_to();
-            return std::task::Poll::Ready(Some(Told { revision, happened: Happened::Resynchronise }));
+            return std::task::Poll::Ready(Some(Told { revision, happened: Happened::Resynchronise, since: None }));
         }
-        self.told.poll_recv(context)
+        let told = self.told.poll_recv(context);
+        if let std::task::Poll::Ready(Some(Told { since: Some(since), .. })) = &told {
+            let ms = self.clock.now().0.saturating_sub(since.0).max(0);
+            self.metrics.watch_seconds.observe(ms as f64 / 1000.0);
+        }
+        told
     }
 
     /// Everything of this client's that was revoked up to here is in the queue, or was told; read it before the queue.

@@ -65,7 +65,7 @@ impl Stream for WatchStream {
         // INVARIANT (INV-WATCH-2): read before the queue; what it speaks for has left the queue where that is empty then.
         let up_to = this.watch.told_up_to();
         match this.watch.poll_next(context) {
-            Poll::Ready(Some(Told { revision, happened })) => {
+            Poll::Ready(Some(Told { revision, happened, .. })) => {
                 // INVARIANT (INV-WATCH-1): asked before each event, not only when the watch was opened.
                 if let Err(status) = this.standing.caller() {
                     return this.end(status);

@@ -48,6 +48,25 @@ impl TokenCounters {
     }
 }
 
+/// Counters whose first label is a name that an operator gave.
+#[derive(Debug, Clone)]
+pub struct NamedCounters {
+    all: IntCounterVec,
+    names: Arc<Names>,
+}
+
+impl NamedCounters {
+    pub(super) fn new(all: IntCounterVec) -> Self {
+        Self { all, names: Arc::default() }
+    }
+
+    /// One more.
+    pub fn inc<const N: usize>(&self, name: &str, more: [&str; N]) {
+        let labels: Vec<&str> = std::iter::once(self.names.bounded(name)).chain(more).collect();
+        self.all.with_label_values(&labels).inc();
+    }
+}
+
 /// Gauges that are read as a whole: a name that is not read any more is shown no more.
 #[derive(Debug, Clone)]
 pub struct Read {

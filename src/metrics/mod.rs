@@ -15,9 +15,11 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
-pub use bounded::{MOST_NAMES, OTHERS, Read, TokenCounters};
+pub use bounded::{MOST_NAMES, NamedCounters, OTHERS, Read, TokenCounters};
 use catalogue::Catalogue;
 pub use catalogue::Described;
+
+use crate::domain::decide::DenyReason;
 
 /// Where durations are counted.
 pub type Seconds = Histogram;
@@ -32,11 +34,12 @@ pub struct Metrics {
     pub tokens: TokenCounters,
     pub denials: IntCounterVec,
     pub denials_summarised: IntCounter,
+    pub audit_rows_dropped: IntCounter,
     pub issue_seconds: HistogramVec,
     pub quota_used: Read,
     pub break_glass_open: IntGauge,
-    pub break_glass_tokens: IntCounterVec,
-    pub shadow_refusals: IntCounterVec,
+    pub break_glass_tokens: NamedCounters,
+    pub shadow_refusals: NamedCounters,
     pub exposure: Read,
     pub exposure_end: Read,
     pub key_exposure: Read,
@@ -49,6 +52,7 @@ pub struct Metrics {
     pub canary_runs: IntCounterVec,
     pub canary_revocation: Histogram,
     pub canary_last_success: IntGauge,
+    pub canary_interval: IntGauge,
     pub keys: IntGaugeVec,
     pub account_keys: Read,
     pub key_imported: Read,
@@ -57,6 +61,7 @@ pub struct Metrics {
     pub batch_rows: Histogram,
     pub commit_wait: Histogram,
     pub commit_failures: IntCounter,
+    pub anchor_failures: IntCounter,
     pub audit_lag: Gauge,
     pub last_commit: IntGauge,
     pub unsealed: IntGauge,
@@ -91,7 +96,10 @@ impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         // From 10 microseconds to 5 seconds, and from a millisecond to 30 seconds.
         let fast = prometheus::exponential_buckets(0.000_01, 2.0, 20)?;
-        let slow = prometheus::exponential_buckets(0.001, 2.0, 16)?;
+        let mut slow = prometheus::exponential_buckets(0.001, 2.0, 16)?;
+        // Five seconds are an alert: no value below may be reckoned as more.
+        slow.push(5.0);
+        slow.sort_by(f64::total_cmp);
         let rows = prometheus::exponential_buckets(1.0, 2.0, 11)?;
         let mut c = Catalogue::new()?;
 
@@ -106,6 +114,10 @@ impl Metrics {
             "denials_summarised_total",
             "refusals without an audit row of their own: they are part of a summary",
         )?;
+        let audit_rows_dropped = c.counter(
+            "audit_rows_dropped_total",
+            "rows of refusals and of operators' reads that found no room in the queue, and are missing; tokens and changes always have theirs",
+        )?;
         let issue_seconds = c.histograms(
             "issue_step_seconds",
             &["step"],
@@ -119,13 +131,16 @@ impl Metrics {
         )?);
         let break_glass_open =
             c.gauge("break_glass_open", "break-glass policies that are held open now: alert on anything but 0")?;
-        let break_glass_tokens =
-            c.counters("break_glass_tokens_total", &["policy"], "tokens handed out under break-glass policies")?;
-        let shadow_refusals = c.counters(
+        let break_glass_tokens = NamedCounters::new(c.counters(
+            "break_glass_tokens_total",
+            &["policy"],
+            "tokens handed out under break-glass policies",
+        )?);
+        let shadow_refusals = NamedCounters::new(c.counters(
             "shadow_refusals_total",
-            &["kind", "name", "reason"],
+            &["name", "kind", "reason"],
             "tokens that a policy or ceiling in shadow mode would have refused",
-        )?;
+        )?);
 
         c.section("Exposure and revocation");
         let exposure =
@@ -154,8 +169,8 @@ impl Metrics {
         let watchers = c.gauge("watchers", "watches that are open on this replica")?;
         let watch_seconds = c.histogram(
             "watch_delivery_seconds",
-            &fast,
-            "from a revocation's arrival here to the last client that watches being told",
+            &slow,
+            "from a revocation's record to a client that watches being told; clocks of replicas that differ are in it",
         )?;
         let watchers_lagged =
             c.counter("watchers_lagged_total", "clients that read too slowly and were told to resynchronise")?;
@@ -173,6 +188,8 @@ impl Metrics {
             "canary_last_success_timestamp_seconds",
             "*fleet*: when a run last succeeded, on any replica, in Unix time; 0 for never",
         )?;
+        let canary_interval =
+            c.gauge("canary_interval_seconds", "how often a run is due, as configured; 0 for never")?;
 
         c.section("Keys");
         let keys = c.gauges("keys", &["state"], "keys: `ACTIVE`, `SUSPENDED`, `REVOKED`")?;
@@ -199,6 +216,10 @@ impl Metrics {
             c.histogram("commit_wait_seconds", &fast, "how long a token's row waited for its commit to begin")?;
         let commit_failures =
             c.counter("commit_failures_total", "commits that failed; where rows fail, no token leaves")?;
+        let anchor_failures = c.counter(
+            "anchor_failures_total",
+            "times that the anchor could not be written: tokens leave, and a database that goes back in time may be missed",
+        )?;
         let audit_lag =
             c.real("audit_lag_seconds", "for how long the commit that is on its way has been; 0 where none is")?;
         let last_commit =
@@ -214,7 +235,7 @@ impl Metrics {
         let replicas = c.gauge("replicas", "*fleet*: replicas that gave a sign of life within a minute")?;
         let listener_up = c.gauge(
             "listener_up",
-            "1 while the connection that hears of other replicas' changes is up; without it they are seen within a second; 0 on SQLite",
+            "1 while the connection that hears of other replicas' changes is up; without it they are seen within a second; 1 on SQLite, where there are none",
         )?;
         let hazards = c.gauges(
             "durability_hazard",
@@ -281,6 +302,12 @@ impl Metrics {
         for outcome in ["ok", "failed"] {
             let _ = (tls_reloads.with_label_values(&[outcome]), canary_runs.with_label_values(&[outcome]));
         }
+        // So that a first refusal is an increase.
+        for reason in
+            DenyReason::ALL.iter().map(|it| it.as_str()).chain(["QUOTA_EXCEEDED", "AUDIT_UNAVAILABLE", "CONTENDED"])
+        {
+            let _ = denials.with_label_values(&[reason]);
+        }
         let process = Registry::new();
         process.register(Box::new(ProcessCollector::for_self()))?;
         Ok(Self {
@@ -290,6 +317,7 @@ impl Metrics {
             tokens,
             denials,
             denials_summarised,
+            audit_rows_dropped,
             issue_seconds,
             quota_used,
             break_glass_open,
@@ -307,6 +335,7 @@ impl Metrics {
             canary_runs,
             canary_revocation,
             canary_last_success,
+            canary_interval,
             keys,
             account_keys,
             key_imported,
@@ -315,6 +344,7 @@ impl Metrics {
             batch_rows,
             commit_wait,
             commit_failures,
+            anchor_failures,
             audit_lag,
             last_commit,
             unsealed,

@@ -6,6 +6,8 @@ use crate::clock::UnixMillis;
 use crate::id::Revision;
 
 pub(super) const END: &str = "update canary set succeeded_ms = started_ms where id = 1";
+/// Replicas that are forgotten need no row here.
+pub(super) const FORGET: &str = "delete from canary_refusal where replica not in (select name from replica)";
 pub(super) const REFUSE: &str = "insert into canary_refusal (replica, revision) values ($1, $2) \
      on conflict (replica) do update set revision = excluded.revision";
 

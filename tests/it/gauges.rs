@@ -93,6 +93,61 @@ async fn keys_quotas_phases_and_certificates_are_shown() {
 }
 
 #[tokio::test]
+async fn a_sealed_vault_shows_tokens_die_and_nothing_that_it_does_not_know() {
+    let mut broker = Broker::start().await;
+    let key = broker.as_(CLIENT).await.issue(ask()).await.unwrap().key_id;
+    let mut operator = broker.as_(OPERATOR).await;
+    operator.revoke(TargetKind::Key, &key).await.unwrap();
+    broker.inner().read_gauges().await;
+    assert_eq!(value(&broker, "p8broker_revoked_exposure_tokens").await, Some(1.0));
+    assert_eq!(value(&broker, "p8broker_account_keys_ratio{account=\"acme\"}").await, Some(0.02));
+    operator.system.seal(proto::SealRequest { reason: "a test".to_owned() }).await.unwrap();
+    for _ in 0..3 {
+        broker.inner().show_present();
+        broker.inner().read_gauges().await;
+    }
+    for (line, wanted) in [
+        ("p8broker_revoked_exposure_tokens", Some(1.0)),
+        ("p8broker_exposure_tokens{app_group=\"games\"}", Some(1.0)),
+        ("p8broker_account_keys_ratio{account=\"acme\"}", None),
+        ("p8broker_keys_unconfirmed_at_apple", Some(0.0)),
+        ("p8broker_break_glass_open", Some(0.0)),
+        ("p8broker_audit_lag_seconds", Some(0.0)),
+        ("p8broker_database_up", Some(1.0)),
+        // Looking is no request.
+        ("p8broker_requests_while_sealed_total", Some(0.0)),
+    ] {
+        assert_eq!(value(&broker, line).await, wanted, "{line}");
+    }
+    refused(broker.as_(CLIENT).await.issue(ask()).await);
+    assert_eq!(value(&broker, "p8broker_requests_while_sealed_total").await, Some(1.0));
+    broker.clock.advance(Duration::from_secs(600));
+    broker.inner().read_gauges().await;
+    assert_eq!(value(&broker, "p8broker_revoked_exposure_tokens").await, Some(0.0), "they are dead");
+    assert_eq!(value(&broker, "p8broker_exposure_tokens{app_group=\"games\"}").await, None);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn telling_a_client_that_watches_is_measured_and_nothing_where_nobody_watches() {
+    let mut broker = Broker::start().await;
+    let count = async |broker: &Broker| value(broker, "p8broker_watch_delivery_seconds_count").await;
+    let mut operator = broker.as_(OPERATOR).await;
+    operator.revoke(TargetKind::Client, "dns:nobody.acme.internal").await.unwrap();
+    assert_eq!(count(&broker).await, Some(0.0));
+    let mut client = broker.as_(CLIENT).await;
+    let token = client.issue(ask()).await.unwrap().token_id;
+    let mut watch = client.token.watch(proto::WatchRequest::default()).await.unwrap().into_inner();
+    watch.message().await.unwrap().expect("a first heartbeat");
+    broker.clock.advance(Duration::from_secs(1));
+    operator.revoke(TargetKind::Token, &token).await.unwrap();
+    watch.message().await.unwrap().expect("what was revoked");
+    assert_eq!(count(&broker).await, Some(1.0));
+    drop(watch);
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn every_replica_shows_the_fleet_and_a_database_that_is_away() {
     let mut cluster = Cluster::start(2).await;
     cluster.replicas[0].as_(CLIENT).await.issue(ask()).await.unwrap();

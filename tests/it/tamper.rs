@@ -40,7 +40,7 @@ async fn is_found(broker: &mut Broker) -> Result<bool, String> {
             Ok(answer) => Ok(!answer.into_inner().findings.is_empty()),
             Err(status) => Err(status.to_string()),
         },
-        Phase::Unspecified => Err("no phase".to_owned()),
+        Phase::Unspecified | Phase::Stopped => Err("no phase".to_owned()),
     };
     broker.stop().await;
     found

@@ -331,7 +331,11 @@ impl Store for PostgresStore {
     }
 
     async fn end_canary(&self) -> Result<(), StoreError> {
-        on_reader(&self.readers, async |connection| sqlx::query(canary::END).execute(connection).await.map(drop)).await
+        on_reader(&self.readers, async |connection| {
+            sqlx::query(canary::END).execute(&mut *connection).await?;
+            sqlx::query(canary::FORGET).execute(connection).await.map(drop)
+        })
+        .await
     }
 
     async fn canary_succeeded(&self) -> Result<Option<UnixMillis>, StoreError> {

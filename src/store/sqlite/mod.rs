@@ -248,7 +248,9 @@ impl Store for SqliteStore {
     }
 
     async fn end_canary(&self) -> Result<(), StoreError> {
-        sqlx::query(canary::END).execute(&mut *self.writer().await?).await.map(drop).map_err(classify)
+        let mut writer = self.writer().await?;
+        sqlx::query(canary::END).execute(&mut *writer).await.map_err(classify)?;
+        sqlx::query(canary::FORGET).execute(&mut *writer).await.map(drop).map_err(classify)
     }
 
     async fn canary_succeeded(&self) -> Result<Option<UnixMillis>, StoreError> {
