@@ -1,9 +1,6 @@
 //! `dev`: a playground in one process. Everything it makes lies in one folder, and a second start goes on with it.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::document::Parsed;
 use super::error::CliError;
-use super::output::Printer;
+use super::output::{Printer, write_private};
 use super::serve::stop_on_signal;
 use crate::broker::{Broker, Caller, KeyImport, Phase, Wanted};
 use crate::clock::SystemClock;
@@ -87,7 +84,7 @@ impl Dev {
         certificates(&dir)?;
         unseal_key(&dir)?;
         if !dir.join("policies.yaml").exists() {
-            write(&dir.join("policies.yaml"), DOCUMENT.as_bytes())?;
+            write_private(&dir.join("policies.yaml"), DOCUMENT.as_bytes())?;
         }
         let store = self.store_url.clone().unwrap_or_else(|| format!("sqlite://{}", dir.join("vault.db").display()));
         if self.replicas > 1 && store.starts_with("sqlite:") {
@@ -100,11 +97,11 @@ impl Dev {
             let name = if nth == 1 { "p8broker.toml".to_owned() } else { format!("p8broker-{nth}.toml") };
             let any = |address: SocketAddr| if nth == 1 { address } else { SocketAddr::new(address.ip(), 0) };
             let text = configuration(&dir, any(self.grpc), any(self.ops), &store, nth);
-            write(&dir.join(&name), text.as_bytes())?;
+            write_private(&dir.join(&name), text.as_bytes())?;
             let config = Config::load(&dir.join(&name))?;
             if let Some(file) = config.anchor.file.as_ref().filter(|file| nth > 1 && !file.exists()) {
                 // A replica that joins starts its anchor from the history that is there.
-                write(file, b"")?;
+                write_private(file, b"")?;
             }
             if nth == 1 {
                 telemetry::start(&config.log);
@@ -123,7 +120,7 @@ impl Dev {
             return Err(CliError::failed("no replica was started".to_owned()));
         };
         for name in ["operator", "client", "stranger"] {
-            write(&dir.join(format!("{name}.env")), environment(&dir, name, first).as_bytes())?;
+            write_private(&dir.join(format!("{name}.env")), environment(&dir, name, first).as_bytes())?;
         }
         let path = |name: &str| dir.join(name).display().to_string();
         let texts = |all: &[SocketAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -139,7 +136,7 @@ impl Dev {
         });
         let stop = stop_on_signal()?;
         // Ports are bound already: whoever reads this file can connect.
-        write(&dir.join("ready.json"), ready.to_string().as_bytes())?;
+        write_private(&dir.join("ready.json"), ready.to_string().as_bytes())?;
         print.answer(&ready, || introduction(&dir, &texts(&grpc).join(", "), first_ops))?;
         let mut running = JoinSet::new();
         for server in servers {
@@ -184,7 +181,7 @@ async fn fill(broker: &Arc<Broker>, dir: &Path) -> Result<(), CliError> {
         desired.map_err(|violations| CliError::failed(format!("the sample document is wrong: {violations:?}")))?;
     broker.apply(&caller, Wanted::new(desired)).await.map_err(failed)?;
     let (id, p8) = sample_key()?;
-    write(&dir.join(format!("AuthKey_{id}.p8")), &p8)?;
+    write_private(&dir.join(format!("AuthKey_{id}.p8")), &p8)?;
     let wrong = |error: crate::id::IdError| CliError::failed(error.to_string());
     let import = KeyImport {
         id,
@@ -230,15 +227,15 @@ fn certificates(dir: &Path) -> Result<(), CliError> {
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     ca.distinguished_name.push(rcgen::DnType::CommonName, "p8broker dev CA");
     let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().map_err(failed)?).map_err(failed)?;
-    write(&dir.join("ca.pem"), ca.pem().as_bytes())?;
+    write_private(&dir.join("ca.pem"), ca.pem().as_bytes())?;
     let issue = |name: &str, names: Vec<SanType>, usage: ExtendedKeyUsagePurpose| -> Result<(), CliError> {
         let mut params = CertificateParams::new(Vec::new()).map_err(failed)?;
         params.subject_alt_names = names;
         params.extended_key_usages = vec![usage];
         let key = KeyPair::generate().map_err(failed)?;
         let certificate = params.signed_by(&key, &ca).map_err(failed)?;
-        write(&dir.join(format!("{name}-key.pem")), Zeroizing::new(key.serialize_pem()).as_bytes())?;
-        write(&dir.join(format!("{name}.pem")), certificate.pem().as_bytes())
+        write_private(&dir.join(format!("{name}-key.pem")), Zeroizing::new(key.serialize_pem()).as_bytes())?;
+        write_private(&dir.join(format!("{name}.pem")), certificate.pem().as_bytes())
     };
     let dns = |name: &str| name.try_into().map(SanType::DnsName).map_err(failed);
     let server = vec![
@@ -261,7 +258,7 @@ fn unseal_key(dir: &Path) -> Result<(), CliError> {
     }
     let mut key = Zeroizing::new([0; 32]);
     rand::fill(key.as_mut_slice()).map_err(|_| CliError::failed("no randomness".to_owned()))?;
-    write(&file, Zeroizing::new(HEXLOWER.encode(key.as_slice())).as_bytes())
+    write_private(&file, Zeroizing::new(HEXLOWER.encode(key.as_slice())).as_bytes())
 }
 
 fn configuration(dir: &Path, grpc: SocketAddr, ops: SocketAddr, store: &str, nth: u16) -> String {
@@ -295,13 +292,4 @@ fn environment(dir: &Path, name: &str, grpc: SocketAddr) -> String {
         path(format!("{name}.pem")),
         path(format!("{name}-key.pem")),
     )
-}
-
-/// Writes a file that only its owner can read, all at once.
-fn write(path: &Path, content: &[u8]) -> Result<(), CliError> {
-    let failed = |error: std::io::Error| CliError::failed(format!("{}: {error}", path.display()));
-    let new = path.with_added_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
-    file.write_all(content).map_err(failed)?;
-    std::fs::rename(&new, path).map_err(failed)
 }

@@ -12,7 +12,7 @@ use super::backup::{Backup, VerifyBackup};
 use super::error::CliError;
 use super::output::{Printer, bare, say, table, time, time_text};
 use super::shares::{NewShares, ask_for_share, read_share};
-use crate::broker::{Broker, Parts, Shares};
+use crate::broker::{Broker, BrokerError, Parts, Shares};
 use crate::client::Wire;
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -20,7 +20,7 @@ use crate::grpc::proto;
 use crate::grpc::proto::system_service_client::SystemServiceClient;
 use crate::id::ClientId;
 use crate::metrics::Metrics;
-use crate::server::open_store;
+use crate::server::{ServerError, open_store};
 use crate::store::anchor::Anchor;
 
 /// The vault as a whole.
@@ -71,6 +71,9 @@ pub(super) struct Init {
     /// With --config: the first operators, where the configuration names none; may be repeated.
     #[arg(long = "operator", value_name = "IDENTITY", requires = "config")]
     operators: Vec<String>,
+    /// Succeed where there is a vault already, and leave it alone: for jobs that run at every deployment.
+    #[arg(long)]
+    if_needed: bool,
     #[command(flatten)]
     new: NewShares,
 }
@@ -125,6 +128,17 @@ impl OperatorCommand {
 
 impl Init {
     async fn run(self, connection: &Connection, print: Printer) -> Result<(), CliError> {
+        let if_needed = self.if_needed;
+        match self.make(connection, print).await {
+            Err(error) if if_needed && error.reason == "ALREADY_INITIALISED" => print
+                .answer(&json!({ "initialised": false }), || {
+                    "there is a vault already; nothing was changed".to_owned()
+                }),
+            done => done,
+        }
+    }
+
+    async fn make(self, connection: &Connection, print: Printer) -> Result<(), CliError> {
         self.new.prepare()?;
         let asked = self.new.shares.is_some() || self.new.threshold.is_some();
         let (vault, shares, threshold) = match &self.config {
@@ -165,8 +179,14 @@ async fn init_here(
         clients.push(ClientId::parse(text).map_err(|error| CliError::usage(error.to_string()))?);
     }
     let metrics = Metrics::new().map_err(|error| CliError::failed(error.to_string()))?;
+    let store = open_store(&config, &metrics).await?;
+    // A vault that is there is not opened, which would be on record in it.
+    if store.seal_row().await.map_err(ServerError::from)?.is_some() {
+        store.close().await;
+        return Err(tonic::Status::from(BrokerError::AlreadyInitialised).into());
+    }
     let broker = Broker::new(Parts {
-        store: open_store(&config, &metrics).await?,
+        store,
         clock: Arc::new(SystemClock),
         metrics,
         key_source: config.key_source(),

@@ -1,6 +1,9 @@
 //! Printing: tables for a person, JSON for a program; errors on standard error in either form.
 
+use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use prost_types::Timestamp;
@@ -62,6 +65,21 @@ pub(super) fn confirm(question: &str) -> Result<bool, CliError> {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "yes"))
+}
+
+/// Writes a file that only its owner can read, all at once.
+pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), CliError> {
+    let failed = |error: std::io::Error| CliError::failed(format!("{}: {error}", path.display()));
+    let new = path.with_added_extension("new");
+    // What a killed process left may be readable by others.
+    if let Err(error) = std::fs::remove_file(&new)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(failed(error));
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
+    file.write_all(content).map_err(failed)?;
+    std::fs::rename(&new, path).map_err(failed)
 }
 
 /// A line on standard error; where that is closed, nobody listens.

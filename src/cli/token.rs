@@ -1,12 +1,14 @@
 //! `token issue`: prints the bare token, or all there is to know about it.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use prost_types::Duration;
 use serde_json::{Value, json};
 
 use super::Connection;
 use super::error::CliError;
-use super::output::{Printer, enforcement_json, time, time_text};
+use super::output::{Printer, enforcement_json, time, time_text, write_private};
 use super::revoke::words;
 use super::yaml::seconds;
 use crate::domain::role::Role;
@@ -44,6 +46,9 @@ pub(super) struct Issue {
     /// Ask for a new token where an earlier one would do.
     #[arg(long)]
     fresh: bool,
+    /// Write the token to this file, which its owner alone can read (mode 0600), instead of printing it.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 impl TokenCommand {
@@ -94,8 +99,7 @@ impl Issue {
         };
         let mut client = TokenServiceClient::new(connection.open().await?);
         let issued = client.issue_token(request).await?.into_inner();
-        let object = json!({
-            "token": issued.token,
+        let mut object = json!({
             "token_id": issued.token_id,
             "expires_at": time(issued.expires_at.as_ref()),
             "expires_in_s": issued.expires_in.map(|duration| duration.seconds),
@@ -107,6 +111,16 @@ impl Issue {
             "reused": issued.reused,
             "decision_id": issued.decision_id,
         });
+        if let Some(file) = &issue.token_file {
+            write_private(file, issued.token.as_bytes())?;
+            return print.answer(&object, || {
+                let expires = issued.expires_at.as_ref().map(time_text).unwrap_or_default();
+                format!("token {} in {}, good until {expires}", issued.token_id, file.display())
+            });
+        }
+        if let Some(fields) = object.as_object_mut() {
+            fields.insert("token".to_owned(), json!(issued.token));
+        }
         print.answer(&object, || issued.token.clone())
     }
 }

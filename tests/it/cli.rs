@@ -179,6 +179,48 @@ async fn a_token_is_printed_bare_or_with_all_there_is_to_know() {
 }
 
 #[tokio::test]
+async fn a_token_goes_to_a_file_of_its_owner_alone_and_is_not_printed() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut broker = Broker::start().await;
+    let file = broker.dir.path().join("token");
+    let issue =
+        ["token", "issue", "--app-group", "games", "--role", "APP_MANAGER", "--token-file", file.to_str().unwrap()];
+    let (code, out, _) = run_as(&broker, CLIENT, &issue, "").await;
+    let token = std::fs::read_to_string(&file).unwrap();
+    assert!(code == 0 && token.starts_with("eyJ") && !out.contains(&token) && out.contains("good until"), "{out}");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let (code, answer) = json_as(&broker, CLIENT, &issue, "").await;
+    assert!(code == 0 && answer.get("token").is_none() && answer["reused"] == true, "{answer}");
+    let nowhere = [&issue[..6], &["--token-file", "/nowhere/token"]].concat();
+    let (code, error) = json_as(&broker, CLIENT, &nowhere, "").await;
+    assert!(code == 1 && error["message"].as_str().unwrap().contains("/nowhere/token"), "{error}");
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn init_if_needed_makes_a_vault_once_and_leaves_one_alone_that_is_there() {
+    let mut broker = Broker::bare(Options::default()).await;
+    let init = ["operator", "init", "--if-needed"];
+    let (code, made) = json_as(&broker, OPERATOR, &init, "").await;
+    assert!(code == 0 && made["vault"].is_string(), "{made}");
+    let (code, again) = json_as(&broker, OPERATOR, &init, "").await;
+    assert_eq!((code, &again), (0, &serde_json::json!({ "initialised": false })));
+    let (code, error) = json_as(&broker, OPERATOR, &init[..2], "").await;
+    assert_eq!((code, error["reason"].as_str()), (1, Some("ALREADY_INITIALISED")), "{error}");
+    let revision = broker.inner().open().unwrap().state().head().revision;
+    broker.stop().await;
+    // On the machine itself, too; it does not even open it.
+    let config = crate::backup::config_file(&broker, "p8broker.toml", &crate::backup::store_of(&broker));
+    let here = ["operator", "init", "--if-needed", "--config", config.to_str().unwrap()];
+    let (code, again) = crate::backup::here(&here);
+    assert_eq!((code, &again), (0, &serde_json::json!({ "initialised": false })));
+    broker.run(None).await;
+    let now = broker.inner().open().unwrap().state().head().revision;
+    assert_eq!(now.0, revision.0 + 1, "the start of a writer, and nothing else");
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn keys_are_imported_and_revoked() {
     let it = Playground::start().await;
     let file = write(it.dir.path(), "AuthKey_CLIKEY2345.p8", &new_p8());
