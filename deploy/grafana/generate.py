@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Writes the Grafana dashboards from source/*.toml; `--check` fails where a file differs from what it would write."""
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+NAMES = ["overview", "security", "performance"]
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+WIDTH = 24
+
+
+def target(ref: int, query: dict, panel: dict) -> dict:
+    instant = panel["kind"] != "timeseries"
+    made = {
+        "refId": chr(ord("A") + ref),
+        "datasource": SOURCE,
+        "expr": query["expr"],
+        "legendFormat": query.get("legend", ""),
+        "instant": instant,
+        "range": not instant,
+    }
+    return made | {"format": "table"} if panel["kind"] == "table" else made
+
+
+def thresholds(panel: dict) -> dict:
+    """`steps` are pairs of a value and the colour from there on; below the first it is `base`."""
+    steps = [{"color": panel.get("base", "green" if panel["kind"] != "timeseries" else "text"), "value": None}]
+    return {"mode": "absolute", "steps": steps + [{"color": c, "value": v} for v, c in panel.get("steps", [])]}
+
+
+def options(panel: dict) -> dict:
+    reduce = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+    if panel["kind"] == "stat":
+        return {"reduceOptions": reduce, "colorMode": "background", "graphMode": "none", "textMode": "auto",
+                "justifyMode": "center", "orientation": "auto"}
+    if panel["kind"] == "bargauge":
+        return {"reduceOptions": reduce, "displayMode": "basic", "orientation": "horizontal", "showUnfilled": True,
+                "valueMode": "color"}
+    if panel["kind"] == "table":
+        return {"showHeader": True, "cellHeight": "sm"}
+    return {"legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+            "tooltip": {"mode": "multi", "sort": "desc"}}
+
+
+def field(panel: dict) -> dict:
+    defaults = {
+        "unit": panel["unit"],
+        "min": 0,
+        "noValue": panel.get("empty", "no data"),
+        "color": {"mode": "palette-classic" if panel["kind"] == "timeseries" else "thresholds"},
+        "thresholds": thresholds(panel),
+        "mappings": [{"type": "value", "options": {
+            value: {"text": text, "color": color} for value, text, color in panel.get("values", [])}}]
+        if "values" in panel else [],
+    }
+    for key in ("max", "decimals"):
+        if key in panel:
+            defaults[key] = panel[key]
+    if panel["kind"] == "timeseries":
+        lines = "area" if panel.get("steps") else "off"
+        defaults["custom"] = {
+            "drawStyle": "line", "lineWidth": 2, "showPoints": "never", "spanNulls": False,
+            "fillOpacity": 30 if panel.get("stack") else 8,
+            "stacking": {"mode": "normal" if panel.get("stack") else "none", "group": "A"},
+            "thresholdsStyle": {"mode": lines},
+        }
+    return {"defaults": defaults, "overrides": []}
+
+
+def build_panel(number: int, panel: dict, place: dict) -> dict:
+    made = {
+        "id": number,
+        "type": panel["kind"],
+        "title": panel["title"],
+        "description": panel["description"],
+        "datasource": SOURCE,
+        "gridPos": place,
+        "targets": [target(i, query, panel) for i, query in enumerate(panel["queries"])],
+        "fieldConfig": field(panel),
+        "options": options(panel),
+        "links": [{"title": f"Runbook: {page}", "url": f"${{docs}}/runbooks/{page}.md", "targetBlank": True}
+                  for page in panel.get("runbooks", [])],
+    }
+    if panel["kind"] == "table":
+        made["transformations"] = [{"id": "organize", "options": {
+            "excludeByName": {"Time": True, "Value": True}, "indexByName": {}, "renameByName": panel["columns"]}}]
+    return made
+
+
+def variable(name: str, label: str, query: str) -> dict:
+    """All is `.*`, which also matches where there is no such label: so it works without Kubernetes."""
+    return {
+        "name": name, "label": label, "type": "query", "datasource": SOURCE, "definition": query,
+        "query": {"query": query, "refId": name}, "refresh": 2, "sort": 1, "multi": True, "includeAll": True,
+        "allValue": ".*", "current": {"text": ["All"], "value": ["$__all"]}, "options": [], "regex": "", "hide": 0,
+    }
+
+
+def variables(instances: bool) -> list:
+    docs = "https://p8broker.example.com/docs"
+    made = [
+        {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "refresh": 1,
+         "current": {}, "options": [], "regex": "", "multi": False, "includeAll": False, "hide": 0},
+        variable("namespace", "Namespace", "label_values(p8broker_build_info, namespace)"),
+    ]
+    if instances:
+        made.append(variable("instance", "Replica",
+                             'label_values(p8broker_build_info{namespace=~"$namespace"}, instance)'))
+    made.append({"name": "docs", "label": "Address of docs/", "type": "textbox", "query": docs, "hide": 0,
+                 "current": {"text": docs, "value": docs}, "options": [{"text": docs, "value": docs, "selected": True}]})
+    return made
+
+
+def build(name: str, source: dict) -> dict:
+    panels, top, number = [], 0, 0
+    for row in source["row"]:
+        number += 1
+        panels.append({"id": number, "type": "row", "title": row["title"], "collapsed": False, "panels": [],
+                       "gridPos": {"x": 0, "y": top, "w": WIDTH, "h": 1}})
+        top, left, height = top + 1, 0, row["height"]
+        for panel in row["panel"]:
+            number += 1
+            if left + panel["width"] > WIDTH:
+                top, left = top + height, 0
+            panels.append(build_panel(number, panel, {"x": left, "y": top, "w": panel["width"], "h": height}))
+            left += panel["width"]
+        top += height
+    return {
+        "uid": f"p8broker-{name}", "title": source["title"], "description": source["description"],
+        "tags": ["p8broker"], "schemaVersion": 38, "version": 1, "editable": True, "graphTooltip": 1,
+        "refresh": "30s", "timezone": "browser", "time": {"from": "now-1h", "to": "now"}, "timepicker": {},
+        "annotations": {"list": []}, "templating": {"list": variables(source.get("instances", False))},
+        "links": [{"type": "dashboards", "title": "p8broker", "tags": ["p8broker"], "asDropdown": False,
+                   "includeVars": True, "keepTime": True, "targetBlank": False, "icon": "external link",
+                   "tooltip": "", "url": ""}],
+        "panels": panels,
+    }
+
+
+def main() -> int:
+    wrong = 0
+    for name in NAMES:
+        source = tomllib.loads((HERE / "source" / f"{name}.toml").read_text())
+        text = json.dumps(build(name, source), indent=2, ensure_ascii=False) + "\n"
+        path = HERE / f"{name}.json"
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            print(f"{path.name} is not what its source makes: run `make dashboards`", file=sys.stderr)
+            wrong = 1
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())
