@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: demo test promtest clients-test check sim race differential chaos bench freeze fmt lint-proto deny
+.PHONY: demo test promtest clients-test helm-test helm-test-full helm-sync deploy-test dashboards-test dashboards check sim race differential chaos bench freeze fmt lint-proto deny
 
 # The whole story on SQLite in a temporary folder, told to a person.
 demo:
@@ -14,7 +14,7 @@ demo:
 test:
 	$(CARGO) test --locked --no-run
 	bash tests/postgres.sh with $(CARGO) test --locked
-	$(MAKE) promtest clients-test
+	$(MAKE) promtest clients-test helm-test deploy-test dashboards-test
 
 # Alerts and recording rules, by Prometheus' own promtool: each alert fires, and does not fire.
 promtest:
@@ -23,6 +23,30 @@ promtest:
 # The clients in Go, Python and TypeScript against real brokers. What they need is fetched once, into target/tools.
 clients-test:
 	bash tests/clients.sh test
+
+# The Helm chart with the real Helm: lint, golden files, Kubernetes' schemas, pods, configuration, refused values, upgrades.
+helm-test:
+	bash tests/helm.sh test
+
+# The same with Helm 3 and Helm 4.
+helm-test-full:
+	bash tests/helm.sh full
+
+# Copies rules and dashboards into the chart, and writes its README.
+helm-sync:
+	bash tests/helm.sh sync
+
+# The image's contents list, the systemd unit, the compose file.
+deploy-test:
+	bash tests/deploy.sh test
+
+# Every query of every dashboard against a real Prometheus that scrapes real brokers under load.
+dashboards-test:
+	bash tests/dashboards.sh test
+
+# Writes the dashboards from deploy/grafana/source.
+dashboards:
+	python3 deploy/grafana/generate.py
 
 # Format, lints, documentation, layers. `lint-proto` and `deny` need tools of their own and are not part of it.
 check:

