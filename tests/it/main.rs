@@ -25,6 +25,7 @@ mod cli_fleet;
 mod compat;
 mod crash;
 mod desired;
+mod docs;
 mod explain;
 mod fake;
 mod fleet;
