@@ -85,17 +85,19 @@ fn every_link_leads_somewhere_and_every_page_is_reached_from_the_book() {
     assert!(lost.is_empty(), "no way leads from docs/README.md to {lost:?}");
 }
 
-/// Command lines of this program in the blocks of a page, each as one line.
+/// Command lines of this program in a page, in blocks and in the text, each as one line.
 fn commands(text: &str) -> Vec<String> {
     let mut fenced = false;
     let mut out: Vec<String> = Vec::new();
-    let mut goes_on = false;
+    let (mut goes_on, mut prose) = (false, String::new());
     for line in text.lines() {
         if line.trim_start().starts_with("```") {
             fenced = !fenced;
             continue;
         }
         if !fenced && !line.starts_with("    ") {
+            prose.push_str(line.trim());
+            prose.push(' ');
             continue;
         }
         let line = line.trim();
@@ -112,6 +114,8 @@ fn commands(text: &str) -> Vec<String> {
         }
         goes_on = next;
     }
+    let spans = prose.split('`').skip(1).step_by(2);
+    out.extend(spans.filter_map(|span| span.strip_prefix("p8broker ")).map(ToOwned::to_owned));
     out
 }
 
