@@ -143,8 +143,17 @@ impl Export {
     /// Fills the batch; answers whether there is anything in it. Empty and told to stop, there never will be.
     async fn gather(&mut self, stop: &CancellationToken) -> bool {
         let first = stop.run_until_cancelled(self.queue.recv_many(&mut self.batch, MOST)).await;
-        if first.is_some() {
-            let _ = stop.run_until_cancelled(tokio::time::sleep(GATHER)).await;
+        // A full batch waits for no more: under load it is the collector that says how fast.
+        if first.is_some() && self.batch.len() < MOST {
+            let more = async {
+                while self.batch.len() < MOST {
+                    let room = MOST.saturating_sub(self.batch.len());
+                    if self.queue.recv_many(&mut self.batch, room).await == 0 {
+                        break;
+                    }
+                }
+            };
+            let _ = stop.run_until_cancelled(tokio::time::timeout(GATHER, more)).await;
         }
         if stop.is_cancelled() {
             self.queue.close();
