@@ -1,8 +1,8 @@
 //! One process: binds, opens the vault, serves, and stops in order.
 //!
 //! Steps of a start: TLS files, store, broker, ports; then the vault is opened, so that a sealed one can be reached.
-//! Steps of a stop: no new connections, but those whose handshake is under way; requests on their way end, within the drain timeout; what is queued is committed;
-//! the database is closed.
+//! Steps of a stop: no new connections, but those whose handshake is under way; requests on their way end, within the drain
+//! timeout; what is queued is committed; the database is closed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -316,16 +316,20 @@ impl Chore {
         broker: &Arc<Broker>,
         work: impl FnOnce(Arc<Broker>) -> F,
     ) {
-        while self.0.try_join_next().is_some() {}
+        while let Some(ended) = self.0.try_join_next() {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a chore ended badly; it is tried again when it is due");
+            }
+        }
         if self.0.is_empty() {
             self.0.spawn(work(Arc::clone(broker)));
         }
     }
 }
 
-/// Every second: summaries of refusals, the health service, and whether a vault that is not open can be. Every few: what
-/// this replica says of itself, and gauges. Every minute: callers that have been quiet and quotas that are over are forgotten, and the
-/// database's settings.
+/// Every second: summaries of refusals, the health service, and whether a vault that is not open can be. Every few: what this
+/// replica says of itself, and gauges. Every minute: callers that have been quiet and quotas that are over are forgotten, and
+/// the database's settings.
 async fn keep_house(
     broker: Arc<Broker>,
     gate: Gate,

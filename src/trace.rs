@@ -80,11 +80,7 @@ impl Fact<'_> {
 
 /// Begins traces, or none.
 #[derive(Clone, Default)]
-pub struct Tracer(Option<Arc<Sampling>>);
-
-struct Sampling {
-    tracer: SdkTracer,
-}
+pub struct Tracer(Option<Arc<SdkTracer>>);
 
 /// Shows nothing: there is nothing to show.
 impl fmt::Debug for Tracer {
@@ -125,30 +121,30 @@ impl Tracer {
         let provider = SdkTracerProvider::builder().with_sampler(sampler);
         let provider = provider.with_span_processor(Queue { sender, dropped }).build();
         // The tracer keeps its provider.
-        (Self(Some(Arc::new(Sampling { tracer: provider.tracer("p8broker") }))), receiver)
+        (Self(Some(Arc::new(provider.tracer("p8broker")))), receiver)
     }
 
     /// Notes when an RPC began; `None` where nothing is traced.
     pub fn begin(&self) -> Option<Begun> {
-        self.0.as_ref().map(|sampling| Begun { sampling: Arc::clone(sampling), at: clock::wall() })
+        self.0.as_ref().map(|tracer| Begun { tracer: Arc::clone(tracer), at: clock::wall() })
     }
 }
 
 /// An RPC that began, and of which nobody knows yet who sent it.
 pub struct Begun {
-    sampling: Arc<Sampling>,
+    tracer: Arc<SdkTracer>,
     at: SystemTime,
 }
 
 impl Begun {
     /// Opens the span of the RPC `/package.Service/Method`, and in it the step that has just ended.
     pub fn open(self, path: &'static str, remote: Remote<'_>, first: &'static str) -> Trace {
-        let Self { sampling, at } = self;
+        let Self { tracer, at } = self;
         let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &remote);
         let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
         let builder =
             SpanBuilder::from_name(path.trim_start_matches('/')).with_kind(SpanKind::Server).with_start_time(at);
-        let mut span = sampling.tracer.build_with_context(builder, &context);
+        let mut span = tracer.build_with_context(builder, &context);
         if !span.is_recording() {
             return Trace(None);
         }
@@ -157,7 +153,7 @@ impl Begun {
             KeyValue::new("rpc.service", service),
             KeyValue::new("rpc.method", method),
         ]);
-        let within = Within::of(&sampling.tracer, &span);
+        let within = Within::of(&tracer, &span);
         let first = within.0.as_deref().map(|place| place.span(SpanBuilder::from_name(first).with_start_time(at)));
         drop(first);
         Trace(Some(Arc::new(Rpc { within, span: Mutex::new(span) })))

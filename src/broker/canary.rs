@@ -99,9 +99,10 @@ impl Broker {
     pub async fn lead_canary(&self) -> Result<f64, CanaryError> {
         let open = self.open()?;
         // INVARIANT (P7): a run does not keep the root keys of a vault that is sealed meanwhile.
-        let outcome = open.follow.ended.run_until_cancelled(self.run_of_canary(&open)).await;
-        let sealed = || CanaryError::Broker(BrokerError::Sealed { why: "the run ended with the vault".to_owned() });
-        let outcome = outcome.unwrap_or_else(|| Err(sealed()));
+        // Nor has it failed.
+        let Some(outcome) = open.follow.ended.run_until_cancelled(self.run_of_canary(&open)).await else {
+            return Err(BrokerError::Sealed { why: "the run ended with the vault".to_owned() }.into());
+        };
         let metrics = &self.parts.metrics;
         metrics.canary_runs.with_label_values(&[if outcome.is_ok() { "ok" } else { "failed" }]).inc();
         if let Ok(seconds) = &outcome {
@@ -168,7 +169,7 @@ impl Broker {
         while let Some(Ok(())) = ended.run_until_cancelled(moved.changed()).await {
             let earlier = std::mem::replace(&mut before, open.state());
             let Some(at) = open.state().canary_suspended().filter(|at| *at > refused) else { continue };
-            // First as one that was decided before the suspension: the fence must not let it through. Then as one that is
+            // First as one that was decided before the suspension, which the ledger must send back; then as one that is
             // decided now.
             let tried = match self.late_token(&open, &earlier).await {
                 Ok(()) => self.canary_token(&open).await,

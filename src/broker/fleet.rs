@@ -2,6 +2,7 @@
 //! fence to hold.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::error::BrokerError;
 use super::load;
@@ -17,6 +18,9 @@ const FORGET_MS: i64 = 24 * 3600 * 1000;
 
 /// What a replica says of itself last: nobody waits for it.
 pub(super) const STOPPED: &str = "STOPPED";
+
+/// How long that may take.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Every hazard that an engine may name, so that a metric that is 0 is there, too.
 const HAZARDS: &[&str] = &[
@@ -47,12 +51,21 @@ impl Broker {
 
     /// Writes down how this replica is; called every few seconds.
     pub async fn report(&self) {
+        self.say(self.phase().as_str()).await;
+    }
+
+    /// Writes down that this replica is about to end, so that nobody waits for it. Where the database is away it is not waited for.
+    pub(super) async fn say_goodbye(&self) {
+        let _ = tokio::time::timeout(GOODBYE, self.say(STOPPED)).await;
+    }
+
+    async fn say(&self, what: &str) {
         let phase = self.phase();
         let now = self.parts.clock.now();
         let replica = Replica {
             name: self.parts.replica.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            phase: if self.tasks.is_closed() { STOPPED } else { phase.as_str() }.to_owned(),
+            phase: what.to_owned(),
             revision: if let Phase::Open(open) = &*phase { open.state().head().revision } else { Revision::default() },
             started: self.started,
             seen: now,

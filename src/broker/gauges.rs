@@ -91,16 +91,22 @@ impl Broker {
         metrics.canary_last_success.set(succeeded.map_or(0, UnixMillis::seconds));
         metrics.replicas.set(count(alive.count()));
         metrics.canary_interval.set(i64::from(self.parts.canary_every_s));
+        let state = self.if_open().map(|open| open.state());
+        match &state {
+            Some(state) => self.show_open(head, state).await?,
+            None => self.show_closed(),
+        }
+        // The last, as it is what may take long.
         let live = self.parts.store.live_counts(now.seconds()).await?;
-        let Some(open) = self.if_open() else {
-            self.show_closed(&live, now.seconds());
-            return Ok(());
-        };
-        let state = open.state();
+        self.show_exposure(&live, state.as_deref(), now.seconds());
+        Ok(())
+    }
+
+    async fn show_open(&self, head: Head, state: &State) -> Result<(), StoreError> {
+        let metrics = &self.parts.metrics;
         let behind = head.revision.0.saturating_sub(state.head().revision.0);
         metrics.control_lag.set(i64::try_from(behind).unwrap_or(i64::MAX));
-        self.show_keys(&state);
-        self.show_exposure(&live, now.seconds());
+        self.show_keys(state);
         let used = self.parts.store.quotas_used().await?;
         let ratio = |(policy, used): (String, u32)| {
             let name = PolicyName::parse(&policy).ok()?;
@@ -127,9 +133,8 @@ impl Broker {
         metrics.key_imported.show(imported.collect(), f64::min);
     }
 
-    /// Of a vault that is not open nobody knows keys, quotas and the log. Tokens that are out die all the same, also those
-    /// under keys that were revoked when it was last open.
-    fn show_closed(&self, live: &[LiveCount], now_s: i64) {
+    /// Of a vault that is not open nobody knows keys, quotas and the log.
+    fn show_closed(&self) {
         let metrics = &self.parts.metrics;
         for state in STATES {
             metrics.keys.with_label_values(&[&state.to_string()]).set(0);
@@ -139,14 +144,13 @@ impl Broker {
         }
         metrics.unconfirmed_at_apple.set(0);
         metrics.control_lag.set(0);
-        self.show_exposure(live, now_s);
     }
 
-    fn show_exposure(&self, live: &[LiveCount], now_s: i64) {
+    /// Tokens that are out die also while the vault is not open, those too under keys that were revoked when it last was.
+    fn show_exposure(&self, live: &[LiveCount], state: Option<&State>, now_s: i64) {
         let metrics = &self.parts.metrics;
         let mut unconfirmed = self.unconfirmed.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = self.if_open() {
-            let state = open.state();
+        if let Some(state) = state {
             let revoked = |it: &&Arc<Key>| it.state == KeyState::Revoked && it.confirmed_at_apple.is_none();
             *unconfirmed = state.keys().values().filter(revoked).map(|it| it.id.to_string()).collect();
         }

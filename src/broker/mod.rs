@@ -380,7 +380,7 @@ impl Broker {
         if tokio::time::timeout(STOP, self.tasks.wait()).await.is_err() {
             tracing::warn!("something did not end in time; what was queued before it is committed");
         }
-        self.report().await;
+        self.say_goodbye().await;
         self.parts.store.close().await;
     }
 

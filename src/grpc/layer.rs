@@ -231,8 +231,9 @@ where
                 }
             };
             // Whoever is not known does not decide what is traced.
-            let remote = if caller.is_ok() { remote_of(request.headers()) } else { Remote::default() };
-            let client = caller.as_ref().ok().map(|caller| caller.client().clone()).filter(|_| begun.is_some());
+            let known = begun.as_ref().and_then(|_| caller.as_ref().ok());
+            let client = known.map(|caller| caller.client().clone());
+            let remote = known.map(|_| remote_of(request.headers())).unwrap_or_default();
             let caller = caller.and_then(|caller| gate.admit(row, caller));
             let trace = begun.map(|begun| begun.open(row.path, remote, "authenticate")).unwrap_or_default();
             if let Some(client) = &client {

@@ -61,8 +61,10 @@ pub struct Export {
     headers_file: Option<PathBuf>,
     resource: ResourceAttributesWithSchema,
     queue: mpsc::Receiver<SpanData>,
-    /// What is about to be sent, or on its way.
+    /// What is about to be sent.
     batch: Vec<SpanData>,
+    /// How many are on their way.
+    sending: usize,
     metrics: Metrics,
     failing: bool,
 }
@@ -91,6 +93,7 @@ pub fn traces(
         resource: ResourceAttributesWithSchema::from(&resource.build()),
         queue,
         batch: Vec::with_capacity(MOST),
+        sending: 0,
         metrics: metrics.clone(),
         failing: false,
     };
@@ -110,7 +113,7 @@ impl Export {
             () = late => true,
         };
         if is_late {
-            let lost = self.queue.len().saturating_add(self.batch.len());
+            let lost = [self.batch.len(), self.sending].into_iter().fold(self.queue.len(), usize::saturating_add);
             self.metrics.spans_dropped.inc_by(lost as u64);
             tracing::warn!(spans = lost, "the collector did not take the last spans in time");
         }
@@ -119,8 +122,9 @@ impl Export {
     async fn work(&mut self, stop: &CancellationToken) {
         // A queue that was told to close still gives what is in it; then there is nothing more.
         while self.gather(stop).await {
-            let sent = self.batch.len();
-            match self.send().await {
+            let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(MOST));
+            self.sending = batch.len();
+            match self.send(batch).await {
                 Ok(rejected) => {
                     self.metrics.spans_dropped.inc_by(rejected);
                     if std::mem::take(&mut self.failing) {
@@ -128,15 +132,17 @@ impl Export {
                     }
                 }
                 Err(why) => {
-                    self.metrics.spans_dropped.inc_by(sent as u64);
+                    self.metrics.spans_dropped.inc_by(self.sending as u64);
                     if !std::mem::replace(&mut self.failing, true) {
-                        tracing::warn!(%why, spans = sent, "spans can't be exported; this is said once until they can");
+                        tracing::warn!(%why, spans = self.sending, "spans can't be exported; this is said once until they can");
                     }
+                    // Counted, and not once more where a stop ends the pause.
+                    self.sending = 0;
                     // Not as fast as a refused connection allows.
                     let _ = stop.run_until_cancelled(tokio::time::sleep(GATHER)).await;
                 }
             }
-            self.batch.clear();
+            self.sending = 0;
         }
     }
 
@@ -165,9 +171,9 @@ impl Export {
         !self.batch.is_empty()
     }
 
-    /// Sends a copy of the batch; answers how many spans the collector did not take.
-    async fn send(&mut self) -> Result<u64, String> {
-        let resource_spans = group_spans_by_resource_and_scope(self.batch.clone(), &self.resource);
+    /// Sends a batch; answers how many of its spans the collector did not take.
+    async fn send(&mut self, batch: Vec<SpanData>) -> Result<u64, String> {
+        let resource_spans = group_spans_by_resource_and_scope(batch, &self.resource);
         let mut request = Request::new(ExportTraceServiceRequest { resource_spans });
         if let Some(file) = &self.headers_file {
             for (name, value) in headers(file).map_err(|error| error.to_string())? {
@@ -257,6 +263,30 @@ fn headers(file: &PathBuf) -> Result<Headers, TracesError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::Remote;
+
+    #[tokio::test]
+    async fn a_full_batch_waits_for_no_more_and_another_one_for_a_while() {
+        let config = TracesConfig {
+            endpoint: Some("http://127.0.0.1:4317".to_owned()),
+            sample_ratio: 1.0,
+            ..TracesConfig::default()
+        };
+        let (tracer, mut export) = traces(&config, "a", &Metrics::new().unwrap()).unwrap().unwrap();
+        // Two spans each.
+        for _ in 0..MOST {
+            let begun = tracer.begin().unwrap();
+            drop(begun.open("/p8broker.v1.TokenService/IssueToken", Remote::default(), "authenticate"));
+        }
+        let stop = CancellationToken::new();
+        for _ in 0..2 {
+            let filled = tokio::time::timeout(Duration::ZERO, export.gather(&stop)).await;
+            assert_eq!((filled.ok(), export.batch.len()), (Some(true), MOST));
+            export.batch.clear();
+        }
+        drop(tracer.begin().unwrap().open("/p8broker.v1.TokenService/IssueToken", Remote::default(), "authenticate"));
+        assert!(tokio::time::timeout(Duration::ZERO, export.gather(&stop)).await.is_err(), "others may come");
+    }
 
     #[test]
     fn headers_are_lines_and_a_broken_one_is_named_without_showing_it() {

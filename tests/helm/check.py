@@ -3,6 +3,7 @@
 changes nothing that can't be changed, and that the broker takes its configuration.
 
 usage: check.py objects FILE...          pods, secrets
+       check.py elide                    standard input, with a word for each dashboard, which must be the one of deploy/grafana
        check.py crds FILE...             prints objects that are not of Kubernetes itself, as JSON lines
        check.py upgrade OLD NEW          two renderings of the same values
        check.py config P8BROKER FILE...  asks the program
@@ -14,9 +15,11 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 
 import yaml
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 OTHERS = ("monitoring.coreos.com/", "cert-manager.io/")
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 
@@ -90,6 +93,15 @@ def check_objects(files: list[str]) -> list[str]:
             pod = pod_of(one)
             out += [f"{file}: {name(one)}: {why}" for why in wrong_with_pod(pod)] if pod else []
     return out
+
+
+def elide(text: str) -> str:
+    def word(found: re.Match) -> str:
+        if textwrap.dedent(found[2]).strip() != (ROOT / "deploy/grafana" / f"{found[1]}.json").read_text().strip():
+            sys.exit(f"dashboard {found[1]} is not deploy/grafana/{found[1]}.json")
+        return f"  p8broker-{found[1]}.json: (deploy/grafana/{found[1]}.json)\n"
+
+    return re.sub(r"^  p8broker-(\w+)\.json: \|\n((?:    .*\n|\n)*)", word, text, flags=re.M)
 
 
 def fixed(one: dict) -> dict:
@@ -183,6 +195,9 @@ def main() -> None:
     match what:
         case "objects":
             wrong = check_objects(arguments)
+        case "elide":
+            sys.stdout.write(elide(sys.stdin.read()))
+            return
         case "crds":
             for file in arguments:
                 for one in objects(file):

@@ -238,29 +238,41 @@ async fn oversized_messages_and_wrong_transports_are_refused() {
     broker.stop().await;
 }
 
-/// A handshake that must not succeed, followed by a read, as a refused certificate shows only then.
-async fn handshake(broker: &Broker, with_tls12: bool) -> std::io::Result<()> {
+/// A connection without anything of ours on this side of it; with a certificate where somebody is named.
+pub async fn raw(
+    broker: &Broker,
+    identity: Option<&str>,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(broker.pki.dir.join("ca.pem")).unwrap()).unwrap();
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let versions: &[&rustls::SupportedProtocolVersion] =
-        if with_tls12 { &[&rustls::version::TLS12] } else { &[&rustls::version::TLS13] };
     let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions)
+        .with_protocol_versions(&[version])
         .unwrap()
         .with_root_certificates(roots);
-    let config = if with_tls12 {
-        let (cert, key) = broker.pki.client(CLIENT);
+    let mut config = if let Some(identity) = identity {
+        let (cert, key) = broker.pki.client(identity);
         let key = PrivateKeyDer::from_pem_file(key).unwrap();
         builder.with_client_auth_cert(vec![CertificateDer::from_pem_file(cert).unwrap()], key).unwrap()
     } else {
         builder.with_no_client_auth()
     };
+    config.alpn_protocols = vec![b"h2".to_vec()];
     let stream = tokio::net::TcpStream::connect(broker.grpc()).await?;
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
-    let mut stream = connector.connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await?;
+    connector.connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await
+}
+
+/// A handshake that must not succeed, followed by a read, as a refused certificate shows only then.
+async fn handshake(broker: &Broker, with_tls12: bool) -> std::io::Result<()> {
+    let mut stream = if with_tls12 {
+        raw(broker, Some(CLIENT), &rustls::version::TLS12).await?
+    } else {
+        raw(broker, None, &rustls::version::TLS13).await?
+    };
     let mut byte = [0];
     match stream.read(&mut byte).await? {
         0 => Err(std::io::ErrorKind::UnexpectedEof.into()),

@@ -75,6 +75,13 @@ async fn every_replica_is_seen_to_refuse_and_a_silent_one_fails_the_run() {
     assert_eq!(first.open().unwrap().state().canary_suspended(), None);
     sqlx::raw_sql("delete from replica where name = 'ghost'").execute(&mut connection).await.unwrap();
     first.lead_canary().await.unwrap();
+    // One that stopped said so: nobody waits for it, and it is not counted.
+    let first = first.clone();
+    let mut stopped = cluster.replicas.pop().unwrap();
+    stopped.stop().await;
+    first.lead_canary().await.unwrap();
+    cluster.replicas[0].inner().read_gauges().await;
+    assert_eq!(shown(&cluster.replicas[0], "p8broker_replicas").await, Some(2.0));
     cluster.stop().await;
 }
 

@@ -141,10 +141,27 @@ async fn files_are_loaded_anew_without_dropping_connections() {
     let mut other = broker.as_("spiffe://acme.internal/ns/ci/sa/release-two").await;
     doomed.issue(ask()).await.unwrap();
     other.issue(ask()).await.unwrap();
+    // A certificate beside the key of another is refused, and the gauge shows the one that is served.
+    let expiry = async |broker: &Broker| {
+        let (_, text) = broker.ops("/metrics").await;
+        let line = text.lines().find(|line| line.starts_with("p8broker_server_certificate_expiry")).unwrap();
+        line.to_owned()
+    };
+    let (served, kept) = (expiry(&broker).await, std::fs::read(broker.pki.dir.join("server.pem")).unwrap());
+    broker.pki.issue("sooner", vec![uri(CLIENT)], ExtendedKeyUsagePurpose::ServerAuth, |params| {
+        params.not_after = rcgen::date_time_ymd(2030, 1, 1);
+    });
+    std::fs::copy(broker.pki.dir.join("sooner.pem"), broker.pki.dir.join("server.pem")).unwrap();
+    eventually("the wrong certificate is noticed", async || {
+        broker.ops("/metrics").await.1.contains("p8broker_tls_reloads_total{outcome=\"failed\"} 1")
+    })
+    .await;
+    assert_eq!(expiry(&broker).await, served);
+    std::fs::write(broker.pki.dir.join("server.pem"), kept).unwrap();
     // A list that can't be read is refused, and what was loaded before stays.
     std::fs::write(&crl, "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n").unwrap();
     eventually("the bad list is noticed", async || {
-        broker.ops("/metrics").await.1.contains("p8broker_tls_reloads_total{outcome=\"failed\"} 1")
+        broker.ops("/metrics").await.1.contains("p8broker_tls_reloads_total{outcome=\"failed\"} 2")
     })
     .await;
     doomed.issue(ask()).await.unwrap();

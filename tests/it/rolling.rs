@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::chaos::{Random, free_port};
+use crate::chaos::{Random, free_port, settings};
 use crate::cli::BINARY;
 use crate::harness::fleet::new_database;
 use crate::harness::*;
@@ -51,31 +51,7 @@ impl Replica {
     fn prepare(dir: &TempDir, name: &str, url: &str, random: &mut Random) -> Self {
         let (grpc, ops) = (free_port(random), free_port(random));
         let (config, log) = (dir.path().join(format!("{name}.toml")), dir.path().join(format!("{name}.log")));
-        let dir = dir.path().display();
-        let text = format!(
-            r#"
-[listen]
-grpc = "127.0.0.1:{grpc}"
-ops = "127.0.0.1:{ops}"
-[tls]
-certificate = "{dir}/pki/server.pem"
-key = "{dir}/pki/server-key.pem"
-[[tls.client_cas]]
-file = "{dir}/pki/ca.pem"
-trust_domains = ["acme.internal"]
-[store]
-url = "{url}"
-[unseal]
-key_file = "{dir}/unseal.key"
-[bootstrap]
-operators = ["{OPERATOR}"]
-[replica]
-name = "{name}"
-[limits]
-tokens_per_second = 1000000
-connection_age_s = 1
-"#
-        );
+        let text = settings(dir.path(), name, (grpc, ops), url, "connection_age_s = 1");
         std::fs::write(&config, text).unwrap();
         Self { config, log, grpc, ops, process: None }
     }

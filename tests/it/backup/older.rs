@@ -24,6 +24,8 @@ async fn moved_on(anchor: bool) -> (Broker, PathBuf) {
     operator.revocation.reinstate(lift(proto::TargetKind::Policy, "no-more")).await.unwrap();
     operator.revocation.reinstate(lift(proto::TargetKind::Client, "dns:lifted.acme.internal")).await.unwrap();
     operator.import(&import("FOURTHKEY1", &new_p8())).await.unwrap();
+    let suspend = proto::SuspendKeyRequest { key_id: "FOURTHKEY1".to_owned(), reason: "a test".to_owned() };
+    operator.key.suspend_key(suspend).await.unwrap();
     // Imported and revoked since: the restored vault knows of neither.
     operator.import(&import("FIFTHKEY12", &new_p8())).await.unwrap();
     operator.revoke(proto::TargetKind::Key, "FIFTHKEY12").await.unwrap();
@@ -92,9 +94,15 @@ async fn what_an_older_state_brings_back_to_life_is_listed_and_brought_forward_b
         ]
     );
     let lost = done["since"]["lost"].to_string();
-    for wanted in
-        ["FOURTHKEY1", "import it again", "reinstate it", "apply them again", "rotate again", "games-release-ci"]
-    {
+    for wanted in [
+        "FOURTHKEY1",
+        "import it again",
+        "suspend it once",
+        "reinstate it",
+        "apply them again",
+        "rotate again",
+        "games-release-ci",
+    ] {
         assert!(lost.contains(wanted), "{wanted}: {lost}");
     }
     let fifth: Vec<&str> = lost.split("revision").filter(|one| one.contains("FIFTHKEY12")).collect();

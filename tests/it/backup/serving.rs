@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Bytes;
 use p8broker::broker::Backup;
 use p8broker::broker::BrokerError;
 use p8broker::clock::UnixMillis;
@@ -114,6 +115,12 @@ async fn a_backup_ends_when_the_vault_is_sealed_and_a_sealed_one_gives_none() {
         }
         operator.revoke(proto::TargetKind::Client, &name).await.unwrap();
     }
+    // One who takes what fits a small window, and reads no more.
+    let stream = crate::bad_input::raw(&broker, Some(OPERATOR), &rustls::version::TLS13).await.unwrap();
+    let mut http2 = h2::client::Builder::new();
+    let (mut sender, connection) = http2.initial_window_size(1024).handshake::<_, Bytes>(stream).await.unwrap();
+    let mut stalling = JoinSet::new();
+    stalling.spawn(connection);
     // How many hold a broker whose vault is sealed.
     let seal = || proto::SealRequest { reason: "a test".to_owned() };
     operator.system.seal(seal()).await.unwrap();
@@ -124,6 +131,11 @@ async fn a_backup_ends_when_the_vault_is_sealed_and_a_sealed_one_gives_none() {
     })
     .await;
     operator.system.unseal(proto::UnsealRequest::default()).await.unwrap();
+    let url = format!("https://{}/p8broker.v1.SystemService/Backup", broker.grpc());
+    let request = http::Request::post(url).header("content-type", "application/grpc").header("te", "trailers");
+    let (response, mut message) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+    message.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+    let unread = response.await.unwrap();
     let mut backup = pieces(&mut operator).await;
     backup.message().await.unwrap().unwrap();
     operator.system.seal(seal()).await.unwrap();
@@ -136,6 +148,7 @@ async fn a_backup_ends_when_the_vault_is_sealed_and_a_sealed_one_gives_none() {
         }
     };
     assert_eq!(refused(end), (Code::Unavailable, "SEALED".to_owned()));
+    drop((unread, sender, stalling));
     let out = broker.dir.path().join("never.backup").display().to_string();
     let (code, error) = json_as(&broker, OPERATOR, &["operator", "backup", "--out", &out], "").await;
     assert_eq!((code, error["reason"].as_str()), (4, Some("SEALED")), "{error}");

@@ -214,7 +214,10 @@ impl Replica {
         let proxy = Proxy::start(cluster.postgres.port).await;
         let (grpc, ops) = (free_port(random), free_port(random));
         let config = dir.join(format!("{name}.toml"));
-        std::fs::write(&config, settings(dir, name, grpc, ops, proxy.port)).unwrap();
+        let url = format!("postgres://p8broker@127.0.0.1:{}/postgres?sslmode=disable", proxy.port);
+        let limits =
+            "admin_per_second = 1000000\nrequests_per_connection_per_second = 1000000\nsignatures_per_second = 1000000";
+        std::fs::write(&config, settings(dir, name, (grpc, ops), &url, limits)).unwrap();
         Self {
             proxy,
             sick: Sick::default(),
@@ -280,7 +283,8 @@ impl Drop for Replica {
     }
 }
 
-fn settings(dir: &Path, name: &str, grpc: u16, ops: u16, database: u16) -> String {
+/// A replica's configuration, with what stands under `[limits]`.
+pub fn settings(dir: &Path, name: &str, (grpc, ops): (u16, u16), url: &str, limits: &str) -> String {
     let dir = dir.display();
     format!(
         r#"
@@ -294,7 +298,7 @@ key = "{dir}/pki/server-key.pem"
 file = "{dir}/pki/ca.pem"
 trust_domains = ["acme.internal"]
 [store]
-url = "postgres://p8broker@127.0.0.1:{database}/postgres?sslmode=disable"
+url = "{url}"
 [unseal]
 key_file = "{dir}/unseal.key"
 [bootstrap]
@@ -303,9 +307,7 @@ operators = ["{OPERATOR}"]
 name = "{name}"
 [limits]
 tokens_per_second = 1000000
-admin_per_second = 1000000
-requests_per_connection_per_second = 1000000
-signatures_per_second = 1000000
+{limits}
 [log]
 level = "warn"
 [drain]

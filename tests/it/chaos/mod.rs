@@ -26,6 +26,7 @@ use std::sync::Mutex;
 
 use p8broker::clock::{Clock, SystemClock};
 
+pub use cluster::settings;
 use scenario::{Scenario, Totals};
 
 /// splitmix64: small, and the same on every machine.

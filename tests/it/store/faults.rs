@@ -294,6 +294,10 @@ async fn p4_without_its_row_no_token_leaves() {
         assert!(operator.verify().await.findings.is_empty());
     }
     assert!(operator.all_events().await.iter().any(|event| event.token_id == before.token_id));
+    // Those have no row, and are counted all the same.
+    let (_, text) = broker.ops("/metrics").await;
+    assert!(text.contains("p8broker_denials_total{reason=\"AUDIT_UNAVAILABLE\"} 4\n"), "{text}");
+    assert!(text.contains("p8broker_denials_total{reason=\"NO_POLICY\"} 0\n"), "those known are there from the start");
     broker.restart().await;
     let mut operator = broker.as_(OPERATOR).await;
     assert!(operator.verify().await.findings.is_empty());
