@@ -25,6 +25,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     compiler.include_imports(true).include_source_info(false);
     compiler.open_files(services.map(|name| format!("p8broker/v1/{name}_service.proto")))?;
     std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    // With comments, which the reference is made of; no part of the program.
+    let commented = compiler.include_source_info(true).encode_file_descriptor_set();
+    std::fs::write(out.join("commented.bin"), commented)?;
     tonic_prost_build::configure().skip_debug(SECRET).compile_fds(descriptors)?;
     Ok(())
 }

@@ -6,6 +6,8 @@
 //!
 //! Over 400 lines, as a setting, its default and what may be wrong with it are read together.
 
+#[cfg(test)]
+mod reference;
 mod store;
 mod traces;
 
@@ -36,6 +38,7 @@ pub struct ConfigError(pub Vec<String>);
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where to listen.
@@ -78,7 +81,8 @@ pub struct Config {
 
 /// `[canary]`
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
 pub struct CanaryConfig {
     /// How often the fleet tries it, in seconds, at least 60; 0 for never.
     pub every_s: u32,
@@ -92,6 +96,7 @@ impl Default for CanaryConfig {
 
 /// `[listen]`
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
     /// gRPC with mutual TLS.
@@ -102,6 +107,7 @@ pub struct Listen {
 
 /// `[tls]`
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// The server's certificate chain, PEM.
@@ -123,6 +129,7 @@ pub struct Tls {
 
 /// One file of client CAs.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ClientCas {
     /// The CAs, PEM.
@@ -137,20 +144,22 @@ pub struct ClientCas {
 
 /// `[unseal]`: nothing for shares, a file, or an environment variable.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Unseal {
     /// A file with the unseal key.
     pub key_file: Option<PathBuf>,
-    /// The file with the one before it, while a rekey is on its way.
+    /// A file with the unseal key before it, while a rekey is on its way.
     pub previous_key_file: Option<PathBuf>,
     /// An environment variable with the unseal key. A file is better: an environment stays in memory.
     pub key_env: Option<String>,
-    /// The variable with the one before it.
+    /// An environment variable with the unseal key before it, while a rekey is on its way.
     pub previous_key_env: Option<String>,
 }
 
 /// `[bootstrap]`
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Bootstrap {
     /// Exact identities: `spiffe://…` or `dns:…`.
@@ -160,6 +169,7 @@ pub struct Bootstrap {
 
 /// `[anchor]`
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AnchorConfig {
     /// A file on another volume than the database.
@@ -168,6 +178,7 @@ pub struct AnchorConfig {
 
 /// `[log]`
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Log {
     /// `json` or `human`.
@@ -186,6 +197,7 @@ impl Default for Log {
 
 /// How logs look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object a line.
@@ -197,6 +209,7 @@ pub enum LogFormat {
 
 /// How much is logged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// What needs somebody.
@@ -212,6 +225,7 @@ pub enum LogLevel {
 
 /// `[limits]`
 #[derive(Debug, Clone, Copy, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
     /// IssueToken, for one caller.
@@ -242,6 +256,7 @@ impl Default for LimitsConfig {
 
 /// `[replica]`
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ReplicaConfig {
     /// What it is called in `operator status` and in the audit; the machine's name and the port where absent.
@@ -250,6 +265,7 @@ pub struct ReplicaConfig {
 
 /// `[drain]`
 #[derive(Debug, Clone, Copy, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Drain {
     /// How long requests on their way may take after SIGTERM, in seconds.

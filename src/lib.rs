@@ -43,6 +43,8 @@ pub mod id;
 pub mod identity;
 pub mod metrics;
 pub mod ops;
+#[cfg(test)]
+mod pages;
 pub mod secret;
 pub mod server;
 pub mod signer;

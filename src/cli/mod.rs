@@ -17,6 +17,8 @@ mod panic;
 mod policy_test;
 mod proposal;
 mod read;
+#[cfg(test)]
+mod reference;
 mod restore;
 mod revoke;
 mod schema;

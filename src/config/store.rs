@@ -10,6 +10,7 @@ use crate::store::postgres::{Settings, Source};
 
 /// `[store]`
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StoreConfig {
     /// `sqlite://PATH` or `postgres://user@host:port/database`, with `?options` as libpq has them.
@@ -18,24 +19,25 @@ pub struct StoreConfig {
     pub sqlite: Option<PathBuf>,
     /// PostgreSQL: a file with the password, where it is not in the URL.
     pub password_file: Option<PathBuf>,
-    /// An environment variable with it.
+    /// PostgreSQL: an environment variable with the password.
     pub password_env: Option<String>,
-    /// The CA of the server's certificate, PEM; the web's CAs where absent.
+    /// PostgreSQL: the CAs of the server's certificate, PEM; the web's where absent.
     pub ca_file: Option<PathBuf>,
-    /// A client certificate, PEM.
+    /// PostgreSQL: a file with a client certificate, PEM.
     pub client_certificate_file: Option<PathBuf>,
-    /// An environment variable with it.
+    /// PostgreSQL: an environment variable with the client certificate.
     pub client_certificate_env: Option<String>,
-    /// Its private key, PEM.
+    /// PostgreSQL: a file with the private key of the client certificate, PEM.
     pub client_key_file: Option<PathBuf>,
-    /// An environment variable with it.
+    /// PostgreSQL: an environment variable with that private key.
     pub client_key_env: Option<String>,
-    /// Whether to bring the schema up to date at the start; where not, `p8broker migrate` does.
+    /// Whether to bring the schema up to date at the start, as where absent; `false`: only `p8broker migrate` does.
     pub migrate: Option<bool>,
 }
 
 /// A URL that may hold a password, and so is never shown.
 #[derive(Clone, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct StoreUrl(pub String);
 

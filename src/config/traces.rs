@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 /// `[traces]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TracesConfig {
     /// A collector that takes OTLP over gRPC: `http://127.0.0.1:4317`, or `https://…`. Absent: nothing is traced.

@@ -10,6 +10,8 @@ mod explain;
 mod key_service;
 pub mod layer;
 mod policy_service;
+#[cfg(test)]
+mod reference;
 mod revocation_service;
 mod standing;
 pub mod status;

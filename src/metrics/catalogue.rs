@@ -122,7 +122,7 @@ pub(super) fn page(described: &[Described]) -> String {
 
 const HEAD: &str = "# Metrics
 
-<!-- Generated from src/metrics; `UPDATE_DOCS=1 cargo test --lib metrics` writes it anew. -->
+<!-- Generated from src/metrics; `make docs` writes it anew. -->
 
 `/metrics` on the port for operations answers in Prometheus' text format, version 0.0.4. Every unit is a base unit: seconds, bytes,
 ratios from 0 to 1. Counters and histograms are of one replica: add them up. Gauges marked *fleet* are read from the database every

@@ -8,6 +8,7 @@ use super::address::HttpsUrl;
 
 /// `[oidc]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct OidcConfig {
     /// `[[oidc.hosts]]`
@@ -24,6 +25,7 @@ pub struct OidcConfig {
 
 /// A host that keys are fetched from, and that differs from a host of the web.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OidcHost {
     /// Its name or IP address as URLs have it, and `:PORT` where that is not 443.
