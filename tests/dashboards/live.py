@@ -138,6 +138,14 @@ def has_data(world: World, expression: str) -> bool:
     return any(it["value"][1] != "NaN" for it in query(world, "query", query=expression)["result"])
 
 
+def prometheus(world: World, data: pathlib.Path, config: dict) -> None:
+    world.port = port()
+    (world.dir / "prometheus.yaml").write_text(json.dumps(config))
+    world.start(world.prometheus, f"--config.file={world.dir}/prometheus.yaml", f"--storage.tsdb.path={data}",
+                f"--web.listen-address=127.0.0.1:{world.port}")
+    wait("Prometheus answers", lambda: is_ready(f"127.0.0.1:{world.port}", "-/ready"))
+
+
 def start(world: World, url: str, more: tuple = ()) -> None:
     """Both replicas, with `more` lines in their configuration, and Prometheus."""
     # Once as a playground, which makes certificates, a vault, a key; then as a fleet, each replica a process.
@@ -157,19 +165,16 @@ def start(world: World, url: str, more: tuple = ()) -> None:
         (world.dir / f"fleet-{nth}.toml").write_text("\n".join(lines) + "\n")
         world.serve(nth)
     wait("replicas are ready", lambda: all(is_ready(address) for address in world.ops))
-    world.port = port()
     rules = ROOT / "deploy/prometheus/rules.yaml"
-    (world.dir / "prometheus.yaml").write_text(json.dumps({
+    prometheus(world, world.tsdb, {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": [str(rules)],
-        "scrape_configs": [{"job_name": "p8broker", "static_configs": [{"targets": world.ops}]}]}))
-    world.start(world.prometheus, f"--config.file={world.dir}/prometheus.yaml", f"--storage.tsdb.path={world.tsdb}",
-                f"--web.listen-address=127.0.0.1:{world.port}")
+        "scrape_configs": [{"job_name": "p8broker", "static_configs": [{"targets": world.ops}]}]})
     wait("Prometheus scrapes both", lambda: scraped(world))
 
 
-def is_ready(address: str) -> bool:
+def is_ready(address: str, path: str = "readyz") -> bool:
     try:
-        with urllib.request.urlopen(f"http://{address}/readyz", timeout=2) as answer:
+        with urllib.request.urlopen(f"http://{address}/{path}", timeout=2) as answer:
             return answer.status == 200
     except OSError:
         return False
