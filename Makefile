@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: demo test promtest clients-test helm-test helm-test-full helm-sync deploy-test dashboards-test dashboards check sim race differential chaos bench freeze fmt lint-proto deny
+.PHONY: demo test promtest clients-test helm-test helm-test-full helm-sync deploy-test dashboards-test dashboards-picture dashboards check sim race differential chaos bench freeze fmt lint-proto deny
 
 # The whole story on SQLite in a temporary folder, told to a person.
 demo:
@@ -43,6 +43,10 @@ deploy-test:
 # Every query of every dashboard against a real Prometheus that scrapes real brokers under load.
 dashboards-test:
 	bash tests/dashboards.sh test
+
+# Records a quarter of an hour of two replicas, and draws the dashboards: docs/images/overview.png, the others in target/dashboards.
+dashboards-picture:
+	bash tests/dashboards.sh picture
 
 # Writes the dashboards from deploy/grafana/source.
 dashboards:

@@ -59,9 +59,11 @@ def photograph(folder: pathlib.Path, page: str, height: int, out: pathlib.Path) 
 
 
 def build(page: pathlib.Path) -> None:
+    # What Grafana's modules import by default from older packages is only found from their CommonJS builds.
+    aliases = [f"--alias:@grafana/{name}=./node_modules/@grafana/{name}/dist/cjs/index.cjs" for name in ("data", "schema", "ui")]
     subprocess.run(
         ["node_modules/.bin/esbuild", "page.jsx", "--bundle", "--outfile=page.js", "--format=iife", "--jsx=automatic",
-         "--loader:.woff2=dataurl", "--loader:.woff=dataurl", "--loader:.ttf=empty", "--define:process.env.NODE_ENV=\"production\"", "--log-level=error"],
+         "--loader:.woff2=dataurl", "--loader:.woff=dataurl", "--loader:.ttf=empty", "--define:process.env.NODE_ENV=\"production\"", "--log-level=error", *aliases],
         cwd=page, check=True)
 
 

@@ -88,7 +88,7 @@ function Nothing({ panel }) {
 function Drawing({ panel, data, width, height }) {
     const { options, fieldConfig } = panel;
     const values = () => getFieldDisplayValues({ fieldConfig, reduceOptions: options.reduceOptions, replaceVariables: same, theme,
-        data, timeZone: "utc", sparkline: false });
+        data, timeZone: "utc", sparkline: (options.graphMode ?? "none") !== "none" });
     if (panel.type === "timeseries") {
         if (!data.length) return <Nothing panel={panel} />;
         return <TimeSeries frames={data} structureRev={1} timeRange={range} timeZone="utc" width={width} height={height}
@@ -104,6 +104,7 @@ function Drawing({ panel, data, width, height }) {
     if (panel.type === "stat") {
         return <VizRepeater {...repeat} orientation={options.orientation} getAlignmentFactors={getDisplayValueAlignmentFactors}
             renderValue={({ value, alignmentFactors, width, height, count }) => <BigValue value={value.display} count={count}
+                sparkline={value.sparkline && { ...value.sparkline, timeRange: range }}
                 colorMode={options.colorMode} graphMode={options.graphMode} justifyMode={options.justifyMode}
                 textMode={options.textMode} alignmentFactors={alignmentFactors} width={width} height={height} theme={theme} />} />;
     }
@@ -111,6 +112,7 @@ function Drawing({ panel, data, width, height }) {
         if (!data.length) return <Nothing panel={panel} />;
         return <VizRepeater {...repeat} autoGrid={false} orientation={options.orientation ?? VizOrientation.Auto}
             itemSpacing={options.displayMode === "lcd" ? 2 : 10} minVizHeight={options.minVizHeight}
+            minVizWidth={options.minVizWidth} maxVizHeight={options.sizing === "auto" ? 300 : options.maxVizHeight}
             getAlignmentFactors={getDisplayValueAlignmentFactors}
             renderValue={({ value, alignmentFactors, orientation, width, height }) => <BarGauge value={value.display} field={value.field}
                 display={value.view?.getFieldDisplayProcessor(value.colIndex)} orientation={orientation} width={width} height={height}
@@ -157,13 +159,13 @@ style.textContent = `
     * { box-sizing: border-box } ul { list-style: none } button { font: inherit; color: inherit; background: none; border: 0 }
     html { font-size: 14px } h2, h6 { margin: 0; font-weight: 500 } p { margin: 0 }
     body { margin: 0; background: ${background.canvas}; color: ${text.primary}; font: 14px/1.571 ${theme.typography.fontFamily} }
-    .bar { display: flex; align-items: center; gap: 8px; height: 40px; padding: 4px 8px 0 } .bar b { font-size: 16px; flex: 1 }
+    .bar { display: flex; white-space: nowrap; align-items: center; gap: 8px; height: 40px; padding: 4px 8px 0 } .bar b { font-size: 16px; flex: 1 }
     .rest { flex: 1 } .control, .variable label { display: inline-flex; align-items: center; gap: 6px; height: 32px; padding: 0 8px;
         background: ${background.primary}; border: 1px solid ${border.medium}; font-size: 12px; border-radius: 2px }
     .variable { display: inline-flex } .variable label { border-right: 0; font-weight: 500 }
     .row { display: flex; align-items: center; gap: 8px; font-size: 16px; font-weight: 500 }
     .nothing { height: 100%; display: grid; place-items: center; color: ${text.secondary} }
-    .links { color: ${text.secondary}; margin: 0 4px }`;
+    .links { color: ${text.secondary}; margin: 0 4px; align-self: center }`;
 document.head.append(style);
 
 async function draw() {
