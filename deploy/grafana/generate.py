@@ -113,7 +113,7 @@ def build_panel(number: int, panel: dict, place: dict) -> dict:
 def variable(name: str, label: str, query: str) -> dict:
     """All is `.*`, which also matches where there is no such label: so it works without Kubernetes."""
     return {
-        "name": name, "label": label, "type": "query", "datasource": SOURCE, "definition": query,
+        "name": name, "label": label, "type": "query", "datasource": SOURCE,
         "query": {"query": query, "refId": name}, "refresh": 2, "sort": 1, "multi": True, "includeAll": True,
         "allValue": ".*", "current": {"text": ["All"], "value": ["$__all"]}, "options": [], "regex": "", "hide": 0,
     }
