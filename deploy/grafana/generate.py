@@ -9,7 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAMES = ["overview", "security", "performance"]
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-WIDTH = 24
+WIDTH, UNKNOWN = 24, "#565a63"
 
 
 def target(ref: int, query: dict, panel: dict) -> dict:
@@ -73,6 +73,10 @@ def field(panel: dict) -> dict:
         "thresholds": thresholds(panel),
         "mappings": [],
     }
+    if panel["kind"] == "stat":
+        # Nothing known is not well: grey, whatever colour 0 would have.
+        defaults["mappings"] = [{"type": "special", "options": {"match": "null+nan", "result": {
+            "text": defaults["noValue"], "color": UNKNOWN, "index": 0}}}]
     for key in ("max", "decimals"):
         if key in panel:
             defaults[key] = panel[key]

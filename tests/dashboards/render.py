@@ -42,12 +42,24 @@ def answers(world: live.World, dashboard: dict, begin: float, end: float) -> dic
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
+    """The page and its modules; and what the page says of itself, in `said`."""
+
+    def __init__(self, said: list[str], *arguments: object, **named: object):
+        self.said = said
+        super().__init__(*arguments, **named)
+
+    def do_POST(self) -> None:
+        self.said.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(204)
+        self.end_headers()
+
     def log_message(self, *_: object) -> None:
         pass
 
 
-def photograph(folder: pathlib.Path, page: str, height: int, out: pathlib.Path) -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=folder))
+def photograph(folder: pathlib.Path, page: str, panels: int, height: int, out: pathlib.Path) -> None:
+    said: list[str] = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, said, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
@@ -56,6 +68,8 @@ def photograph(folder: pathlib.Path, page: str, height: int, out: pathlib.Path) 
              f"http://127.0.0.1:{server.server_address[1]}/{page}"],
             check=True, capture_output=True, timeout=120)
     server.shutdown()
+    if said != [f"drawn {panels}"]:
+        sys.exit(f"{page}: {panels} panels should be drawn, and the page said {said}")
 
 
 def build(page: pathlib.Path) -> None:
@@ -63,7 +77,8 @@ def build(page: pathlib.Path) -> None:
     aliases = [f"--alias:@grafana/{name}=./node_modules/@grafana/{name}/dist/cjs/index.cjs" for name in ("data", "schema", "ui")]
     subprocess.run(
         ["node_modules/.bin/esbuild", "page.jsx", "--bundle", "--outfile=page.js", "--format=iife", "--jsx=automatic",
-         "--loader:.woff2=dataurl", "--loader:.woff=dataurl", "--loader:.ttf=empty", "--define:process.env.NODE_ENV=\"production\"", "--log-level=error", *aliases],
+         "--loader:.woff2=dataurl", "--loader:.woff=dataurl", "--loader:.ttf=empty",
+         "--define:process.env.NODE_ENV=\"production\"", "--log-level=error", *aliases],
         cwd=page, check=True)
 
 
@@ -81,15 +96,17 @@ def main() -> None:
             dashboards = {name: json.loads((live.ROOT / f"deploy/grafana/{name}.json").read_text()) for name in live.NAMES}
             for name in names:
                 dashboard = dashboards[name]
-                picture = {"dashboard": dashboard, "results": answers(world, dashboard, times["from"], times["to"]), "step": STEP, "width": WIDTH,
-                           "dashboards": [it["title"] for it in dashboards.values()]} | times
+                results = answers(world, dashboard, times["from"], times["to"])
+                titles = [it["title"] for it in dashboards.values()]
+                picture = {"dashboard": dashboard, "dashboards": titles, "results": results, "step": STEP, "width": WIDTH} | times
                 text = json.dumps(picture).replace("<", "\\u003c")
                 (page / f"{name}.html").write_text(
                     "<!doctype html><meta charset=utf-8><link rel=stylesheet href=page.css><div id=root></div>"
                     f"<script>window.__grafana_public_path__='node_modules/@grafana/ui/dist/public/';window.PICTURE={text}</script>"
                     "<script src=page.js></script>")
                 rows = max(it["gridPos"]["y"] + it["gridPos"]["h"] for it in dashboard["panels"])
-                photograph(page, f"{name}.html", rows * GRID_ROW + HEAD, (out / f"{name}.png").resolve())
+                panels = sum(it["type"] != "row" for it in dashboard["panels"])
+                photograph(page, f"{name}.html", panels, rows * GRID_ROW + HEAD, (out / f"{name}.png").resolve())
                 print(out / f"{name}.png", (out / f"{name}.png").stat().st_size)
         finally:
             world.end()

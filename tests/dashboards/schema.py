@@ -23,7 +23,8 @@ type Plain<T> = T extends string ? `${T}` : T extends number ? (`${T}` extends `
     : T extends (infer U)[] ? Plain<U>[] : T extends object ? { [K in keyof T]?: Plain<T[K]> } : T;
 type Of<Options, Custom> = Plain<Omit<Panel, "options" | "fieldConfig" | "targets"> & { options: Options }> & {
     fieldConfig: { defaults: Plain<Omit<FieldConfig, "custom">> & { custom?: Plain<Custom> }, overrides: Override<Custom>[] };
-    targets: { refId: string; datasource: object; expr: string; legendFormat: string; instant: boolean; range: boolean; format?: "table" }[];
+    targets: { refId: string; datasource: object; expr: string; legendFormat: string; instant: boolean; range: boolean;
+        format?: "table" }[];
 };
 type Flat<T, At extends string> = { [K in keyof T & string]-?: { id: `${At}${K}`; value: Plain<T[K]> } }[keyof T & string];
 type Override<Custom> = { matcher: { id: "byName"; options: string };

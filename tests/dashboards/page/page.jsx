@@ -141,13 +141,18 @@ function Panel({ panel, data }) {
 
 function Head() {
     const value = (it) => it.type === "datasource" ? "Prometheus" : [].concat(it.current.text).join(" + ");
-    const links = window.PICTURE.dashboards.map((title) => <span className="control" key={title}><Icon name="external-link-alt" />{title}</span>);
+    const links = window.PICTURE.dashboards.map((title) =>
+        <span className="control" key={title}><Icon name="external-link-alt" />{title}</span>);
     const time = (at) => new Date(at * 1000).toISOString().slice(0, 19).replace("T", " ");
     return <>
-        <div className="bar"><b>{dashboard.title}</b><span className="control"><Icon name="clock-nine" />{time(from)} to {time(to)} UTC</span></div>
+        <div className="bar">
+            <b>{dashboard.title}</b><span className="control"><Icon name="clock-nine" />{time(from)} to {time(to)} UTC</span>
+        </div>
         <div className="bar">
             {dashboard.templating.list.filter((it) => it.hide !== 2).map((it) => <span className="variable" key={it.name}>
-                <label>{it.label}</label><span className="control">{value(it)}{it.type !== "textbox" && <Icon name="angle-down" />}</span></span>)}
+                <label>{it.label}</label>
+                <span className="control">{value(it)}{it.type !== "textbox" && <Icon name="angle-down" />}</span>
+            </span>)}
             <span className="rest" />{links}
         </div>
     </>;
@@ -159,7 +164,8 @@ style.textContent = `
     * { box-sizing: border-box } ul { list-style: none } button { font: inherit; color: inherit; background: none; border: 0 }
     html { font-size: 14px } h2, h6 { margin: 0; font-weight: 500 } p { margin: 0 }
     body { margin: 0; background: ${background.canvas}; color: ${text.primary}; font: 14px/1.571 ${theme.typography.fontFamily} }
-    .bar { display: flex; white-space: nowrap; align-items: center; gap: 8px; height: 40px; padding: 4px 8px 0 } .bar b { font-size: 16px; flex: 1 }
+    .bar { display: flex; white-space: nowrap; align-items: center; gap: 8px; height: 40px; padding: 4px 8px 0 }
+    .bar b { font-size: 16px; flex: 1 }
     .rest { flex: 1 } .control, .variable label { display: inline-flex; align-items: center; gap: 6px; height: 32px; padding: 0 8px;
         background: ${background.primary}; border: 1px solid ${border.medium}; font-size: 12px; border-radius: 2px }
     .variable { display: inline-flex } .variable label { border-right: 0; font-weight: 500 }
@@ -176,4 +182,7 @@ async function draw() {
         <ThemeContext.Provider value={theme}><Head />{drawn}<PortalContainer /></ThemeContext.Provider>);
 }
 
-draw().catch((error) => { document.body.textContent = error.stack; });
+// Whoever takes the picture is told how many panels are in it, and what went wrong.
+const tell = (text) => fetch("/", { method: "POST", body: text });
+addEventListener("error", (event) => tell(event.message));
+draw().then(() => setTimeout(() => tell(`drawn ${document.querySelectorAll("section").length}`), 3000), (error) => tell(error.stack));
