@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: demo test promtest clients-test helm-test helm-test-full helm-sync deploy-test dashboards-test dashboards docs check sim race differential chaos bench freeze fmt lint-proto deny
+.PHONY: demo test promtest clients-test helm-test helm-test-full helm-sync deploy-test dashboards-test dashboards-picture dashboards docs check sim race differential chaos bench freeze fmt lint-proto deny
 
 # The whole story on SQLite in a temporary folder, told to a person.
 demo:
@@ -47,6 +47,10 @@ dashboards-test:
 # Writes the pages that are made from the code: metrics, schema, references.
 docs:
 	UPDATE_DOCS=1 $(CARGO) test --locked --lib the_page_is_of
+
+# Records a quarter of an hour of two replicas, and draws the dashboards: docs/images/overview.png, the others in target/dashboards.
+dashboards-picture:
+	bash tests/dashboards.sh picture
 
 # Writes the dashboards from deploy/grafana/source.
 dashboards:

@@ -53,6 +53,7 @@ class World:
 
     def __init__(self, program: str, prometheus: str, folder: pathlib.Path):
         self.program, self.prometheus, self.dir, self.running = program, prometheus, folder, []
+        self.replicas, self.tsdb = [], folder / "tsdb"
 
     def start(self, *command: object) -> subprocess.Popen:
         log = open(self.dir / "log", "a")
@@ -67,9 +68,12 @@ class World:
             process.wait(30)
         self.running.clear()
 
-    def cli(self, who: str, *arguments: str, ok: bool = True) -> dict:
+    def serve(self, nth: int) -> None:
+        self.replicas[nth:nth + 1] = [self.start(self.program, "serve", "--config", self.dir / f"fleet-{nth}.toml")]
+
+    def cli(self, who: str, *arguments: str, ok: bool = True, at: str = "") -> dict:
         env = dict(line.removeprefix("export ").split("=", 1) for line in (self.dir / f"{who}.env").read_text().splitlines())
-        env = {name: value.strip("'") for name, value in env.items()} | {"P8BROKER_ADDR": self.grpc[0]}
+        env = {name: value.strip("'") for name, value in env.items()} | {"P8BROKER_ADDR": at or self.grpc[0]}
         ran = subprocess.run([self.program, *arguments, "--output", "json"], env=env, capture_output=True, text=True, timeout=60)
         if ok and ran.returncode:
             raise SystemExit(f"{arguments}: {ran.stderr}")
@@ -134,7 +138,16 @@ def has_data(world: World, expression: str) -> bool:
     return any(it["value"][1] != "NaN" for it in query(world, "query", query=expression)["result"])
 
 
-def start(world: World, url: str) -> None:
+def prometheus(world: World, data: pathlib.Path, config: dict) -> None:
+    world.port = port()
+    (world.dir / "prometheus.yaml").write_text(json.dumps(config))
+    world.start(world.prometheus, f"--config.file={world.dir}/prometheus.yaml", f"--storage.tsdb.path={data}",
+                f"--web.listen-address=127.0.0.1:{world.port}")
+    wait("Prometheus answers", lambda: is_ready(f"127.0.0.1:{world.port}", "-/ready"))
+
+
+def start(world: World, url: str, more: tuple = ()) -> None:
+    """Both replicas, with `more` lines in their configuration, and Prometheus."""
     # Once as a playground, which makes certificates, a vault, a key; then as a fleet, each replica a process.
     first = world.start(world.program, "dev", "--dir", world.dir, "--store-url", url, "--replicas", 2,
                         "--grpc", "127.0.0.1:0", "--ops", "127.0.0.1:0")
@@ -148,23 +161,20 @@ def start(world: World, url: str) -> None:
         lines = (world.dir / f"{name}.toml").read_text().splitlines()
         lines = [f'grpc = "{world.grpc[nth]}"' if line.startswith("grpc =") else line for line in lines]
         lines = [f'ops = "{world.ops[nth]}"' if line.startswith("ops =") else line for line in lines]
-        lines += ["[[oidc.hosts]]", f'name = "localhost:{world.issuer}"', "private = true", f'ca_file = "{world.dir}/issuer.pem"']
+        lines += [*more, "[[oidc.hosts]]", f'name = "localhost:{world.issuer}"', "private = true", f'ca_file = "{world.dir}/issuer.pem"']
         (world.dir / f"fleet-{nth}.toml").write_text("\n".join(lines) + "\n")
-        world.start(world.program, "serve", "--config", world.dir / f"fleet-{nth}.toml")
+        world.serve(nth)
     wait("replicas are ready", lambda: all(is_ready(address) for address in world.ops))
-    world.port = port()
     rules = ROOT / "deploy/prometheus/rules.yaml"
-    (world.dir / "prometheus.yaml").write_text(json.dumps({
+    prometheus(world, world.tsdb, {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": [str(rules)],
-        "scrape_configs": [{"job_name": "p8broker", "static_configs": [{"targets": world.ops}]}]}))
-    world.start(world.prometheus, f"--config.file={world.dir}/prometheus.yaml", f"--storage.tsdb.path={world.dir}/tsdb",
-                f"--web.listen-address=127.0.0.1:{world.port}")
+        "scrape_configs": [{"job_name": "p8broker", "static_configs": [{"targets": world.ops}]}]})
     wait("Prometheus scrapes both", lambda: scraped(world))
 
 
-def is_ready(address: str) -> bool:
+def is_ready(address: str, path: str = "readyz") -> bool:
     try:
-        with urllib.request.urlopen(f"http://{address}/readyz", timeout=2) as answer:
+        with urllib.request.urlopen(f"http://{address}/{path}", timeout=2) as answer:
             return answer.status == 200
     except OSError:
         return False
@@ -181,21 +191,29 @@ def issue(world: World, who: str, *more: str, role: str = "APP_MANAGER") -> None
     world.cli(who, "token", "issue", "--app-group", "games", "--role", role, *more, ok=False)
 
 
-def load(world: World, url: str) -> None:
-    (world.dir / "more.yaml").write_text(DOCUMENT % world.issuer)
-    world.cli("operator", "apply", "-f", str(world.dir / "more.yaml"))
-    world.start("env", f"P8BROKER_ADDR={world.grpc[0]}", f"P8BROKER_CACERT={world.dir}/ca.pem", f"P8BROKER_CERT={world.dir}/client.pem",
+def watch(world: World, address: str) -> None:
+    world.start("env", f"P8BROKER_ADDR={address}", f"P8BROKER_CACERT={world.dir}/ca.pem", f"P8BROKER_CERT={world.dir}/client.pem",
                 f"P8BROKER_KEY={world.dir}/client-key.pem", world.program, "token", "watch")
-    # A run of the canary is due.
-    programs = subprocess.run(["bash", ROOT / "tests/postgres.sh", "bin"], check=True, capture_output=True, text=True).stdout.strip()
-    due = "update canary set started_ms = started_ms - 3600000"
-    subprocess.run([f"{programs}/psql", url, "--quiet", "--command", due], check=True)
-    # Of the issuer, by its key's name, and signed by nobody: its keys are fetched, and it is refused.
+
+
+def bad_bearer(world: World) -> None:
+    """Of the issuer, by its key's name, and signed by nobody: its keys are fetched, and it is refused."""
     now = int(time.time())
     claims = {"iss": "https://ci.acme.internal", "aud": "p8broker", "sub": "job", "iat": now - 10, "exp": now + 600}
     parts = [json.dumps({"alg": "ES256", "kid": "1"}).encode(), json.dumps(claims).encode(), b"\1" * 64]
     token = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
     (world.dir / "bad.jwt").write_text(token)
+
+
+def load(world: World, url: str) -> None:
+    (world.dir / "more.yaml").write_text(DOCUMENT % world.issuer)
+    world.cli("operator", "apply", "-f", str(world.dir / "more.yaml"))
+    watch(world, world.grpc[0])
+    # A run of the canary is due.
+    programs = subprocess.run(["bash", ROOT / "tests/postgres.sh", "bin"], check=True, capture_output=True, text=True).stdout.strip()
+    due = "update canary set started_ms = started_ms - 3600000"
+    subprocess.run([f"{programs}/psql", url, "--quiet", "--command", due], check=True)
+    bad_bearer(world)
     issue(world, "stranger")
     world.cli("operator", "break-glass", "open", "emergency", "--for", "10m", "--reason", "a test")
     for _ in range(4):
