@@ -69,13 +69,13 @@ class Api:
 
     def apply(self, one: dict, namespace: str) -> Answer:
         """Server-side apply, without effect."""
-        path = f"{self.path_of(one, namespace)}/{one['metadata']['name']}?fieldManager=test&force=true&dryRun=All&fieldValidation=Strict"
-        return self.ask("PATCH", path, one, "application/apply-patch+yaml")
+        how = "?fieldManager=test&force=true&dryRun=All&fieldValidation=Strict"
+        return self.ask("PATCH", self.path_of(one, namespace, named=True) + how, one, "application/apply-patch+yaml")
 
     def resources(self, version: str) -> list[dict]:
-        return self.get(f"/api/{version}" if "/" not in version else f"/apis/{version}")["resources"]
+        return self.get(self.root(version))["resources"]
 
-    def path_of(self, one: dict, namespace: str) -> str:
+    def path_of(self, one: dict, namespace: str, named: bool = False) -> str:
         version, kind = one["apiVersion"], one["kind"]
         if (version, kind) not in self.known:
             for it in self.resources(version):
@@ -84,7 +84,12 @@ class Api:
         if (version, kind) not in self.known:
             raise SystemExit(f"the API server has no {kind} of {version}")
         plural, namespaced = self.known[version, kind]
-        return f"/{'api' if '/' not in version else 'apis'}/{version}" + (f"/namespaces/{namespace}" if namespaced else "") + f"/{plural}"
+        path = self.root(version) + (f"/namespaces/{namespace}" if namespaced else "") + f"/{plural}"
+        return f"{path}/{one['metadata']['name']}" if named else path
+
+    @staticmethod
+    def root(version: str) -> str:
+        return f"/apis/{version}" if "/" in version else f"/api/{version}"
 
     def define(self, crd: dict) -> None:
         """A kind of its own, waited for until it is served."""
@@ -104,8 +109,7 @@ class Api:
         for version in ["v1", *groups]:
             for it in self.resources(version):
                 if it["namespaced"] and "list" in it["verbs"] and it["name"] != "events":
-                    root = "api" if "/" not in version else "apis"
-                    items = self.get(f"/{root}/{version}/namespaces/{namespace}/{it['name']}")["items"]
+                    items = self.get(f"{self.root(version)}/namespaces/{namespace}/{it['name']}")["items"]
                     out |= {f"{it['kind']} {item['metadata']['name']}" for item in items}
         return out
 
@@ -113,8 +117,8 @@ class Api:
 class ApiServer:
     """etcd and kube-apiserver, ended by their own ids."""
 
-    def __init__(self, programs: pathlib.Path, folder: pathlib.Path) -> None:
-        self.programs, self.folder = programs, folder
+    def __init__(self, etcd: pathlib.Path, program: pathlib.Path, folder: pathlib.Path) -> None:
+        self.etcd, self.program, self.folder = etcd, program, folder
         self.processes: list[tuple[str, subprocess.Popen]] = []
         self.token = secrets.token_hex(16)
         self.kubeconfig = folder / "kubeconfig"
@@ -131,16 +135,16 @@ class ApiServer:
         folder, (one, two, port) = self.folder, free_ports(3)
         etcd, peer = f"http://127.0.0.1:{one}", f"http://127.0.0.1:{two}"
         certificate, key, accounts, tokens = (folder / it for it in ("server.crt", "server.key", "accounts.key", "tokens.csv"))
-        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
-                "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate))
+        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate))
         openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(accounts))
         tokens.touch(mode=0o600)
         tokens.write_text(f"{self.token},admin,admin,system:masters\n")
-        self.spawn("etcd", {
+        self.spawn(self.etcd, {
             "data-dir": folder / "etcd", "unsafe-no-fsync": "true", "log-level": "warn",
             "listen-client-urls": etcd, "advertise-client-urls": etcd,
             "listen-peer-urls": peer, "initial-advertise-peer-urls": peer, "initial-cluster": f"default={peer}"})
-        self.spawn("kube-apiserver", {
+        self.spawn(self.program, {
             "etcd-servers": etcd, "bind-address": "127.0.0.1", "advertise-address": "127.0.0.1", "secure-port": port,
             "cert-dir": folder, "tls-cert-file": certificate, "tls-private-key-file": key,
             "token-auth-file": tokens, "anonymous-auth": "false", "authorization-mode": "RBAC",
@@ -149,7 +153,8 @@ class ApiServer:
             "service-cluster-ip-range": "10.0.0.0/16", "endpoint-reconciler-type": "none"})
         self.kubeconfig.touch(mode=0o600)
         self.kubeconfig.write_text(json.dumps({
-            "apiVersion": "v1", "kind": "Config", "current-context": "it", "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+            "apiVersion": "v1", "kind": "Config", "current-context": "it",
+            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
             "clusters": [{"name": "it", "cluster": {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(certificate)}}],
             "users": [{"name": "it", "user": {"token": self.token}}]}))
         self.api = Api(port, self.token, certificate)
@@ -171,11 +176,11 @@ class ApiServer:
             time.sleep(0.2)
         raise SystemExit(f"the API server is not ready after {START_S} s: {last}\n{self.log('kube-apiserver')}")
 
-    def spawn(self, name: str, flags: dict) -> None:
-        command = [self.programs / name, *(f"--{flag}={value}" for flag, value in flags.items())]
-        with open(self.folder / f"{name}.log", "wb") as log:
+    def spawn(self, program: pathlib.Path, flags: dict) -> None:
+        command = [program, *(f"--{flag}={value}" for flag, value in flags.items())]
+        with open(self.folder / f"{program.name}.log", "wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder)
-        self.processes.append((name, process))
+        self.processes.append((program.name, process))
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-3000:]

@@ -4,7 +4,7 @@
 There is no kubelet and no controller. Where Helm waits for one, this script does what it would do: it makes a pod of every
 template, which is where Pod Security decides, and says that a Job or a test has succeeded.
 
-usage: cluster.py PROGRAMS CRDS CHART HELM...     folders with etcd and kube-apiserver, with CRDs, with the chart; each Helm
+usage: cluster.py ETCD KUBE-APISERVER CRDS CHART HELM...     programs, folders with CRDs and with the chart, each Helm
 """
 
 import os
@@ -53,13 +53,10 @@ class Controllers:
         self.done: set[tuple[str, int]] = set()
 
     def step(self) -> None:
-        for plural in ("apps/v1/deployments", "apps/v1/statefulsets", "batch/v1/jobs"):
-            group, version, kind = plural.split("/")
-            for one in self.api.get(f"/apis/{group}/{version}/namespaces/{NAMESPACE}/{kind}")["items"]:
-                kind_name = {"deployments": "Deployment", "statefulsets": "StatefulSet", "jobs": "Job"}[kind]
-                self.work(one | {"kind": kind_name, "apiVersion": f"{group}/{version}"})
-        for pod in self.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods")["items"]:
-            self.run(pod | {"kind": "Pod"})
+        for version, kind in ("apps/v1", "Deployment"), ("apps/v1", "StatefulSet"), ("batch/v1", "Job"), ("v1", "Pod"):
+            known = {"apiVersion": version, "kind": kind}
+            for one in self.api.get(self.api.path_of(known, NAMESPACE))["items"]:
+                (self.run if kind == "Pod" else self.work)(one | known)
 
     def work(self, one: dict) -> None:
         """Makes the pod of a template, once for each state of it; a Job then succeeds."""
@@ -75,13 +72,14 @@ class Controllers:
         if self.take(answer, f"{name(one)}: its pod"):
             self.admitted.add(name(one))
             self.pods += 1
-            self.api.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/{answer.body['metadata']['name']}")
+            self.api.delete(self.api.path_of(answer.body, NAMESPACE, named=True))
         if one["kind"] == "Job":
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             conditions = [{"type": kind, "status": "True", "reason": "CompletionsReached", "message": "said so by a test",
                            "lastProbeTime": now, "lastTransitionTime": now} for kind in ("SuccessCriteriaMet", "Complete")]
-            self.take(self.api.patch(f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/{one['metadata']['name']}/status", {
-                "status": {"startTime": now, "completionTime": now, "succeeded": 1, "conditions": conditions}}), f"{name(one)}: its status")
+            status = {"startTime": now, "completionTime": now, "succeeded": 1, "conditions": conditions}
+            path = self.api.path_of(one, NAMESPACE, named=True) + "/status"
+            self.take(self.api.patch(path, {"status": status}), f"{name(one)}: its status")
 
     def run(self, pod: dict) -> None:
         """A pod that is a hook succeeds; others are this script's own and already gone."""
@@ -89,7 +87,7 @@ class Controllers:
         if hook and pod["status"].get("phase") != "Succeeded":
             self.admitted.add(name(pod))
             self.pods += 1
-            path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}/status"
+            path = self.api.path_of(pod, NAMESPACE, named=True) + "/status"
             self.take(self.api.patch(path, {"status": {"phase": "Succeeded"}}), f"{name(pod)}: its status")
 
     def take(self, answer, what: str) -> bool:
@@ -173,7 +171,7 @@ class Test:
         """What of these objects is not in the cluster as rendered."""
         out = []
         for one in objects:
-            answer = self.api.ask("GET", self.api.path_of(one, NAMESPACE) + "/" + one["metadata"]["name"])
+            answer = self.api.ask("GET", self.api.path_of(one, NAMESPACE, named=True))
             if answer.status != 200:
                 out.append(f"{what}: {name(one)} is not there")
             else:
@@ -181,7 +179,7 @@ class Test:
         return out
 
     def gone(self, what: str, objects: list[dict]) -> list[str]:
-        paths = [self.api.path_of(one, NAMESPACE) + "/" + one["metadata"]["name"] for one in objects]
+        paths = [self.api.path_of(one, NAMESPACE, named=True) for one in objects]
         return [f"{what}: {path} is still there" for path in paths if self.api.ask("GET", path).status != 404]
 
     def strictly(self, what: str, objects: list[dict]) -> list[str]:
@@ -196,7 +194,8 @@ class Test:
 
     def life(self, values: pathlib.Path, first: Helm, then: Helm, old: pathlib.Path | None = None) -> None:
         """Install, test, upgrade, roll back, uninstall; `old` is an earlier chart to be installed first."""
-        what = f"{values.name.removesuffix('-values.yaml')}, helm {first.version}" + (f", then {then.version}" if then is not first else "")
+        what = f"{values.name.removesuffix('-values.yaml')}, helm {first.version}"
+        what += f", then {then.version}" if then is not first else ""
         what += f", from {old.parent.name}" if old else ""
         try:
             objects, hooks = self.steps(what, values, first, then, old)
@@ -236,7 +235,7 @@ class Test:
 
         # A hook outlives its release; that is Helm's way. What else is left would be a fault.
         for hook in hooks:
-            self.api.delete(self.api.path_of(hook, NAMESPACE) + "/" + hook["metadata"]["name"])
+            self.api.delete(self.api.path_of(hook, NAMESPACE, named=True))
         self.wrong += [f"{what}, uninstalled: {it} is left" for it in sorted(self.api.everything(NAMESPACE) - before)]
         for it in one + two + hooks:
             self.kinds.add(it["kind"])
@@ -281,7 +280,8 @@ class Test:
             raise Failed("a field that there is not was taken")
 
 
-def run(api: Api, kubeconfig: pathlib.Path, crds: pathlib.Path, chart: pathlib.Path, programs: list[str], folder: pathlib.Path) -> None:
+def run(server: ApiServer, crds: pathlib.Path, chart: pathlib.Path, programs: list[str], folder: pathlib.Path) -> None:
+    api = server.api
     for file in sorted(crds.glob("*.yaml")):
         api.define(yaml.safe_load(file.read_text()))
     labels = {f"{LEVEL}/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
@@ -294,10 +294,11 @@ def run(api: Api, kubeconfig: pathlib.Path, crds: pathlib.Path, chart: pathlib.P
         raise Failed("there are fewer than eight sets of values")
     # What a platform brings by itself.
     for priority in {yaml.safe_load(values.read_text()).get("priorityClassName") for values in every} - {None}:
-        api.must(api.create({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": priority}, "value": 1}, ""))
+        one = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": priority}, "value": 1}
+        api.must(api.create(one, ""))
 
     test = Test(api, chart, folder)
-    helms = [Helm(program, folder, kubeconfig, test.controllers) for program in programs]
+    helms = [Helm(program, folder, server.kubeconfig, test.controllers) for program in programs]
     for helm in helms:
         for values in every:
             test.life(values, helm, helm)
@@ -314,16 +315,16 @@ def run(api: Api, kubeconfig: pathlib.Path, crds: pathlib.Path, chart: pathlib.P
 
 
 def main() -> None:
-    if len(sys.argv) < 5:
+    if len(sys.argv) < 6:
         sys.exit(__doc__)
     # So that what was started is ended, too, where this is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    programs, crds, chart = (pathlib.Path(it).resolve() for it in sys.argv[1:4])
+    etcd, program, crds, chart = (pathlib.Path(it).resolve() for it in sys.argv[1:5])
     with tempfile.TemporaryDirectory(prefix="p8broker-cluster-") as temporary:
         folder = pathlib.Path(temporary)
         try:
-            with ApiServer(programs, folder) as server:
-                run(server.api, server.kubeconfig, crds, chart, sys.argv[4:], folder)
+            with ApiServer(etcd, program, folder) as server:
+                run(server, crds, chart, sys.argv[5:], folder)
         except Failed as failed:
             sys.exit(f"cluster.py: {failed}")
 
