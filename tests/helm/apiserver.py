@@ -201,7 +201,10 @@ def lacks(wanted: object, found: object, at: str = "") -> list[str]:
         return [it for key in wanted if key != "creationTimestamp" for it in lacks(wanted[key], found.get(key), f"{at}.{key}")]
     if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
         return [it for i, (a, b) in enumerate(zip(wanted, found)) for it in lacks(a, b, f"{at}[{i}]")]
-    if wanted == found or (not wanted and not found) or (same := quantity(wanted)) is not None and same == quantity(found):
+    if wanted == found or (same := quantity(wanted)) is not None and same == quantity(found):
+        return []
+    # What is empty is left out, but a false or a nought is not the same as nothing.
+    if wanted in (None, "", [], {}) and not found:
         return []
     return [f"{at} is {found!r}, not {wanted!r}"]
 

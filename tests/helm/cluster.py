@@ -78,7 +78,7 @@ class Controllers:
             condition = {"status": "True", "reason": "CompletionsReached", "message": "said so by a test", "lastTransitionTime": now}
             status = {"startTime": now, "completionTime": now, "succeeded": 1}
             path = self.api.path_of(one, NAMESPACE, named=True) + "/status"
-            # The first condition must be there before the second may be, and up to 1.30 must not be there.
+            # The first condition must be there before the second may be; in 1.30 it must not be there.
             for kinds in ("SuccessCriteriaMet", "Complete"), ("Complete",):
                 answer = self.api.patch(path, {"status": status | {"conditions": [condition | {"type": kind} for kind in kinds]}})
                 if answer.status < 300:
@@ -144,6 +144,8 @@ class Helm:
                 if process.poll() is None:
                     process.kill()
                 process.wait()
+            # What it made last has its pods, too, before anything is changed again.
+            self.controllers.step()
             out.seek(0)
             err.seek(0)
             return process.returncode, out.read(), err.read()
@@ -225,6 +227,7 @@ class Test:
         then.release("upgrade", str(self.chart), "--values", str(values), *changed)
         two = then.manifest()
         names = {name(it) for it in two}
+        hooks += [it for it in then.hooks() if name(it) not in {name(hook) for hook in hooks}]
         self.wrong += self.there(f"{what}, upgraded", two)
         self.wrong += self.gone(f"{what}, upgraded", [it for it in one if name(it) not in names])
         if not self.there("", one):
@@ -268,7 +271,6 @@ class Test:
         helpers.write_text(text.replace("allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true"))
         self.controllers.admitted.clear()
         code, _, err = helm.ran("install", RELEASE, str(chart), "--namespace", NAMESPACE, "--values", str(values), "--no-hooks")
-        self.controllers.step()
         found, self.controllers.wrong = self.controllers.wrong, []
         what = f"worse pods, helm {helm.version}"
         if code or "would violate PodSecurity" not in err:
