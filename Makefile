@@ -28,7 +28,7 @@ clients-test:
 helm-test:
 	bash tests/helm.sh test
 
-# The same with Helm 3 and Helm 4.
+# The same with Helm 3 and Helm 4; then both on real kube-apiservers with etcd, built from source the first time (some minutes).
 helm-test-full:
 	bash tests/helm.sh full
 

@@ -4,13 +4,20 @@
 # usage: helm.sh sync      copies what the chart shares with the rest (rules, dashboards) into it, and writes its README
 #        helm.sh golden    writes tests/helm/golden anew; look at the difference
 #        helm.sh test      lint, golden files, schemas, pods, configuration, refused values, upgrades
-#        helm.sh full      all of it with Helm 3 and Helm 4
+#        helm.sh full      all of it with Helm 3 and Helm 4, then both on real kube-apiservers with etcd
+#        helm.sh cluster   only that; the first time kube-apiserver is built, which takes minutes
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 # shellcheck source=tests/tools.sh
 . tests/tools.sh
 tools=$PWD/target/tools/helm chart=deploy/helm/p8broker
-helm3=v3.19.0 helm4=v4.0.0 kubernetes=1.34 schemas=kubernetes-validate==1.34.1 oldest_go=1.24 oldest_node=20
+helm3=v3.19.0 helm4=v4.0.0 kubernetes=1.34 oldest_kubernetes=1.30 schemas=kubernetes-validate==1.34.1 oldest_go=1.24 oldest_node=20
+crds=(
+    "github.com/cert-manager/cert-manager@v1.19.1 deploy/crds/cert-manager.io_certificates.yaml"
+    "github.com/prometheus-operator/prometheus-operator@v0.85.0 example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml"
+    "github.com/prometheus-operator/prometheus-operator@v0.85.0 example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml"
+    "github.com/prometheus-operator/prometheus-operator@v0.85.0 example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
+)
 
 # Helm from its source, by the module proxy's checksums.
 helm() {
@@ -108,10 +115,57 @@ run_tests() {
     echo "helm $("$bin" version --template '{{.Version}}'): $(find "$chart/ci" -name '*.yaml' | wc -l) sets of values, $(find tests/helm/refused -name '*.yaml' | wc -l) refused: passed"
 }
 
+# kube-apiserver of one release, or etcd, built of the modules that its go.mod names; again only where that changes.
+cluster_program() {
+    local release=$1 package=$2 module=tests/helm/cluster/$1 bin version stamp flags="-s -w"
+    bin=$tools/cluster/$release/$(basename "${package%/server/v3}")
+    version=$(sed -n 's/.*k8s.io\/kubernetes v\([0-9.]*\).*/\1/p' "$module/go.mod")
+    stamp=$(cat "$module/go.mod" "$module/go.sum" | sha256sum)
+    if [ "$(cat "$bin.stamp" 2>/dev/null)" != "$stamp" ]; then
+        echo "building $(basename "$bin"), for Kubernetes $version: some minutes, once" >&2
+        need_go "$oldest_go"
+        # Without these it takes itself for v0.0.0, and Helm it for too old.
+        flags+=$(printf ' -X k8s.io/component-base/version.%s' "gitVersion=v$version" "gitMajor=${release%.*}" "gitMinor=${release#*.}")
+        (cd "$module" && GOFLAGS=-mod=readonly quietly go build -trimpath -buildvcs=false -ldflags "$flags" -o "$bin" "$package")
+        echo "$stamp" >"$bin.stamp"
+    fi
+    echo "$bin"
+}
+
+# The CRDs that an installation of cert-manager and of the Prometheus operator brings.
+cluster_crds() {
+    local dir=$tools/crds one module file root
+    if [ "$(cat "$dir/stamp" 2>/dev/null)" != "${crds[*]}" ]; then
+        need_go "$oldest_go"
+        rm -rf "$dir"
+        mkdir -p "$dir"
+        for one in "${crds[@]}"; do
+            read -r module file <<<"$one"
+            root=$(cd / && go mod download -json "$module" | python3 -c 'import json, sys; print(json.load(sys.stdin)["Dir"])')
+            install -m 644 "$root/$file" "$dir/"
+        done
+        echo "${crds[*]}" >"$dir/stamp"
+    fi
+    echo "$dir"
+}
+
+cluster() {
+    local etcd dir one two release program
+    etcd=$(cluster_program "$kubernetes" go.etcd.io/etcd/server/v3)
+    dir=$(cluster_crds)
+    one=$(helm 3 $helm3)
+    two=$(helm 4 $helm4)
+    for release in "$kubernetes" "$oldest_kubernetes"; do
+        program=$(cluster_program "$release" k8s.io/kubernetes/cmd/kube-apiserver)
+        python3 tests/helm/cluster.py "$etcd" "$program" "$dir" "$chart" "$one" "$two"
+    done
+}
+
 case "${1:-}" in
     sync) sync ;;
     golden) prepare; golden ;;
     test) in_sync; prepare; run_tests "$(helm 3 $helm3)" ;;
-    full) in_sync; prepare; run_tests "$(helm 3 $helm3)"; run_tests "$(helm 4 $helm4)" ;;
+    full) in_sync; prepare; run_tests "$(helm 3 $helm3)"; run_tests "$(helm 4 $helm4)"; cluster ;;
+    cluster) prepare; cluster ;;
     *) usage ;;
 esac
