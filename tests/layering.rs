@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Bottom to top.
 const LAYERS: &[&[&str]] = &[
-    &["clock", "id", "secret"],
+    &["clock", "id", "secret", "pages"],
     &["domain"],
     &["metrics", "trace", "vault", "signer", "store"],
     &["broker"],

@@ -14,7 +14,7 @@ const HEAD: &str = "# The command line
 <!-- Generated from src/cli; `make docs` writes it anew. -->
 
 What every command can and takes. Names, JSON fields and [exit codes](../operating.md#exit-codes-of-the-command-line) change only with a new
-major version. `p8broker help COMMAND` says the same at a terminal. An option that names a variable is taken from it where it is
+major version. `p8broker COMMAND --help` says the same at a terminal. An option that names a variable is taken from it where it is
 not given.
 
 ";

@@ -126,7 +126,7 @@ fn the_example_names_every_setting() {
         let of: Vec<&str> = of.map(|(_, line)| line.trim_start_matches("# ")).collect();
         for (key, _) in properties(schema).iter().filter(|(_, it)| tables(it).is_none()) {
             let named = |line: &&str| line.starts_with(&format!("{key} ")) || line.contains(&format!("or {key}"));
-            if !of.iter().any(|line| named(&line)) {
+            if !of.iter().any(named) {
                 missing.push(format!("{name}.{key}"));
             }
         }

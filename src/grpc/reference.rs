@@ -57,7 +57,12 @@ fn local(name: &str) -> String {
     }
 }
 
-fn kind(field: &FieldDescriptorProto) -> String {
+fn kind(of: &DescriptorProto, field: &FieldDescriptorProto) -> String {
+    // A map is written as a list of entries.
+    let entry = of.nested_type.iter().find(|it| field.type_name().ends_with(&format!(".{}.{}", of.name(), it.name())));
+    if let Some([key, value]) = entry.map(|it| &it.field[..]) {
+        return format!("map from {} to {}", kind(of, key), kind(of, value));
+    }
     let name = match field.r#type() {
         Type::Message | Type::Enum => local(field.type_name()),
         other => format!("`{}`", other.as_str_name().trim_start_matches("TYPE_").to_lowercase()),
@@ -77,7 +82,7 @@ fn message(out: &mut String, it: &DescriptorProto, comments: &Comments, path: &[
         if let (Some(of), false) = (field.oneof_index, field.proto3_optional()) {
             let _ = write!(meaning, " One of `{}`.", it.oneof_decl[usize::try_from(of).unwrap()].name());
         }
-        let _ = writeln!(out, "| `{}` | {} | {meaning} |", field.name(), kind(field));
+        let _ = writeln!(out, "| `{}` | {} | {meaning} |", field.name(), kind(it, field));
     }
     assert!(
         it.nested_type.iter().all(|it| it.options.as_ref().is_some_and(|it| it.map_entry())),

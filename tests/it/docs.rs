@@ -1,5 +1,7 @@
 //! The pages: links lead somewhere, every page can be reached from the book, and commands in them are commands that there are.
 
+mod run;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
