@@ -128,7 +128,7 @@ impl World {
         }
         if command.starts_with("reinstate") {
             let what: Vec<&str> = words[1..3].to_vec();
-            self.playground.json("operator", &[&["revoke"], &what[..], &["--reason", "to lift it"]].concat());
+            self.playground.json("operator", &[&["revoke"], &what[..], &["--reason", "to lift it", "--yes"]].concat());
         }
         if command.starts_with("key resume") {
             let key = self.key.clone();
@@ -136,7 +136,7 @@ impl World {
         }
         if command.starts_with("key confirm-revoked-at-apple") {
             let key = self.key.clone();
-            self.playground.json("operator", &["key", "revoke", &key, "--reason", "to confirm it"]);
+            self.playground.json("operator", &["key", "revoke", &key, "--reason", "to confirm it", "--yes"]);
         }
     }
 
