@@ -170,7 +170,7 @@ async fn verify(connection: &Connection, print: Printer) -> Result<(), CliError>
         return Ok(());
     }
     let message = format!(
-        "the audit is not whole: {} findings; see docs/operating.md, \"When the audit is not whole\"",
+        "the audit is not whole: {} findings; see docs/audit.md, \"When the audit is not whole\"",
         done.findings.len()
     );
     Err(CliError::because("AUDIT_NOT_WHOLE", message))

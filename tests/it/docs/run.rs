@@ -13,10 +13,11 @@ use crate::cli::{BINARY, Playground};
 use crate::harness::*;
 
 /// What no playground can do, by its first words; the test that does it, and the word that it does it with.
-const ELSEWHERE: [(&str, &str, &str); 11] = [
+const ELSEWHERE: [(&str, &str, &str); 12] = [
     ("apply -f policies.yaml --plan --refuse-advisory", "tests/it/desired.rs", "\"--refuse-advisory\""),
     ("operator accept-history", "tests/it/backup/older.rs", "\"accept-history\""),
     ("operator init", "tests/it/cli.rs", "\"operator\", \"init\""),
+    ("operator rekey --share-file", "tests/it/cli.rs", "\"operator\", \"rekey\", \"--shares\""),
     ("operator unseal --addr", "tests/it/bad_input.rs", "\"operator\", \"unseal\""),
     ("dev --dir playground --store-url", "tests/it/cli_fleet.rs", "\"--store-url\""),
     ("dev --dir fleet", "tests/it/cli_fleet.rs", "\"--replicas\""),
@@ -127,7 +128,7 @@ impl World {
         }
         if command.starts_with("reinstate") {
             let what: Vec<&str> = words[1..3].to_vec();
-            self.playground.json("operator", &[&["revoke"], &what[..], &["--reason", "to lift it"]].concat());
+            self.playground.json("operator", &[&["revoke"], &what[..], &["--reason", "to lift it", "--yes"]].concat());
         }
         if command.starts_with("key resume") {
             let key = self.key.clone();
@@ -135,7 +136,7 @@ impl World {
         }
         if command.starts_with("key confirm-revoked-at-apple") {
             let key = self.key.clone();
-            self.playground.json("operator", &["key", "revoke", &key, "--reason", "to confirm it"]);
+            self.playground.json("operator", &["key", "revoke", &key, "--reason", "to confirm it", "--yes"]);
         }
     }
 
