@@ -43,7 +43,7 @@ pub struct ConfigError(pub Vec<String>);
 pub struct Config {
     /// Where to listen.
     pub listen: Listen,
-    /// Certificates.
+    /// Certificates: the server's own, and who may vouch for clients.
     pub tls: Tls,
     /// Where the vault is.
     pub store: StoreConfig,
@@ -53,7 +53,7 @@ pub struct Config {
     /// Who may initialise and unseal before there is a policy.
     #[serde(default)]
     pub bootstrap: Bootstrap,
-    /// The anchor.
+    /// The anchor, which notices a database that went back in time.
     #[serde(default)]
     pub anchor: AnchorConfig,
     /// Logs.
@@ -62,10 +62,10 @@ pub struct Config {
     /// What one caller may send.
     #[serde(default)]
     pub limits: LimitsConfig,
-    /// Stopping.
+    /// How it stops.
     #[serde(default)]
     pub drain: Drain,
-    /// This replica.
+    /// What this replica is called.
     #[serde(default)]
     pub replica: ReplicaConfig,
     /// The trial of the fleet's own revocation.
@@ -230,7 +230,7 @@ pub enum LogLevel {
 pub struct LimitsConfig {
     /// IssueToken, for one caller.
     pub tokens_per_second: NonZeroU32,
-    /// Everything else, for one caller.
+    /// Everything but IssueToken, for one caller.
     pub admin_per_second: NonZeroU32,
     /// All requests over one connection, before anybody looks at who sends them.
     pub requests_per_connection_per_second: NonZeroU32,

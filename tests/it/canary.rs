@@ -1,11 +1,14 @@
 //! The canary: that a fleet tries its own revocation, sees it, and leaves nothing behind.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use p8broker::broker::{BrokerError, CanaryError};
 use p8broker::grpc::proto;
+use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::harness::fleet::{Cluster, in_step};
+use crate::harness::fleet::{Cluster, in_step, new_database};
 use crate::harness::*;
 
 async fn shown(broker: &Broker, line: &str) -> Option<f64> {
@@ -144,5 +147,29 @@ async fn a_key_that_a_dead_leader_left_suspended_is_resumed_by_the_next_run() {
     broker.as_(OPERATOR).await.system.seal(proto::SealRequest { reason: "a test".to_owned() }).await.unwrap();
     assert!(broker.inner().lead_canary().await.is_err(), "a sealed vault has no canary");
     assert_eq!(refused(broker.as_(CLIENT).await.issue(ask()).await).0, Code::Unavailable);
+    broker.stop().await;
+}
+
+/// A run that waits for a silent replica when the vault is sealed.
+#[tokio::test]
+async fn p7_a_run_keeps_no_root_keys_of_a_vault_that_is_sealed_meanwhile() {
+    let mut broker = Broker::with(Options { url: Some(new_database().await), ..Options::default() }).await;
+    let url = broker.config.store.url.clone().unwrap().0;
+    let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await.unwrap();
+    let ghost = "insert into replica (name, version, phase, revision, started_ms, seen_ms) \
+        values ('ghost', '0', 'OPEN', 1, 1, 9000000000000)";
+    sqlx::raw_sql(ghost).execute(&mut connection).await.unwrap();
+    let leader = broker.inner().clone();
+    let mut runs = JoinSet::new();
+    runs.spawn(async move { leader.lead_canary().await });
+    let open = Arc::downgrade(&broker.inner().open().unwrap());
+    eventually("it waits", async || broker.inner().open().unwrap().state().canary_suspended().is_some()).await;
+    broker.as_(OPERATOR).await.system.seal(proto::SealRequest { reason: "a test".to_owned() }).await.unwrap();
+    // INVARIANT (P7): well before the run would give up waiting.
+    let ended = tokio::time::timeout(Duration::from_secs(4), runs.join_next()).await;
+    let ended = ended.expect("it ends with the vault").unwrap().unwrap();
+    assert!(matches!(ended, Err(CanaryError::Broker(BrokerError::Sealed { .. }))), "{ended:?}");
+    eventually("nothing holds what was open", async || open.strong_count() == 0).await;
+    assert_eq!(shown(&broker, "p8broker_canary_runs_total{outcome=\"failed\"}").await, Some(0.0), "it has not failed");
     broker.stop().await;
 }
